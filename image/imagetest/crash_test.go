@@ -2,12 +2,9 @@ package imagetest_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -15,31 +12,6 @@ import (
 	"nvstore.dev/image"
 	"nvstore.dev/image/imagetest"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 means a new one")
-
-// seed returns the seed for t and prints how to repeat the run if t fails.
-func seed(t *testing.T) uint64 {
-	t.Helper()
-	s := *seedFlag
-	if s == 0 {
-		s = rand.Uint64()>>1 | 1
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("repeat with: go test -run '^%s$' ./image/imagetest -seed=%d", t.Name(), s)
-		}
-	})
-	return s
-}
-
-// scale multiplies the length of a loop.
-func scale(n int) int {
-	if s, err := strconv.Atoi(os.Getenv("NVSTORE_SCALE")); err == nil && s > 0 {
-		return n * s
-	}
-	return n
-}
 
 func all(t *testing.T, d image.Device) []byte {
 	t.Helper()
@@ -104,9 +76,9 @@ func naiveStates(durable []byte, ops []naiveOp) map[string]bool {
 // TestCrashStatesAreExactlyTheLegalOnes compares the enumeration with the naive
 // one, for random short histories.
 func TestCrashStatesAreExactlyTheLegalOnes(t *testing.T) {
-	s := seed(t)
+	s := imagetest.Seed(t)
 	total := 0
-	for round := range scale(150) {
+	for round := range imagetest.Scale(150) {
 		rng := rand.New(rand.NewPCG(s, uint64(round)))
 		d := imagetest.NewCrash(rng.Int64N(3000), nil)
 		write(t, d, 0, fill(int(d.Size()), 0xEE))

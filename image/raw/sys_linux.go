@@ -1,0 +1,74 @@
+package raw
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+type osFile struct{ *os.File }
+
+// retry runs a system call on the descriptor until no signal interrupts it.
+func (f osFile) retry(name string, call func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = c.Control(func(fd uintptr) {
+		for {
+			if failed = call(int(fd)); failed != unix.EINTR {
+				return
+			}
+		}
+	})
+	if err == nil && failed != nil {
+		err = &fs.PathError{Op: name, Path: f.Name(), Err: failed}
+	}
+	return err
+}
+
+func (f osFile) DataSync() error {
+	return f.retry("fdatasync", unix.Fdatasync)
+}
+
+func (f osFile) Punch(off, n int64) error {
+	return f.retry("fallocate", func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+func (f osFile) Zero(off, n int64) error {
+	return f.retry("fallocate", func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
+func (f osFile) SeekData(off int64) (int64, error) { return f.seek(off, unix.SEEK_DATA) }
+func (f osFile) SeekHole(off int64) (int64, error) { return f.seek(off, unix.SEEK_HOLE) }
+
+// seek moves the file position, which nothing here depends on.
+func (f osFile) seek(off int64, whence int) (at int64, err error) {
+	err = f.retry("seek", func(fd int) (err error) {
+		at, err = unix.Seek(fd, off, whence)
+		return err
+	})
+	return at, err
+}
+
+func (f osFile) DropCache() error {
+	return f.retry("fadvise", func(fd int) error {
+		return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
+	})
+}
+
+// blockSize is what a discard is trimmed to. Network file systems give their
+// transfer size instead.
+func blockSize(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Blksize >= 512 && st.Blksize <= 64<<10 {
+		return int64(st.Blksize)
+	}
+	return 4096
+}
