@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/imagetest"
 	"nvstore.dev/image/pebbledev"
 )
 
@@ -73,7 +74,7 @@ func newHistory() *history {
 func TestCrash(t *testing.T) {
 	r := rng(t)
 	states := 0
-	for range 4 * scale() {
+	for range imagetest.Scale(4) {
 		mem := vfs.NewCrashableMem()
 		h := newHistory()
 		f := openFolder(t, "dir", &pebbledev.Options{Create: true, FS: mem})
@@ -204,7 +205,7 @@ func TestFaults(t *testing.T) {
 	r := rng(t)
 	for _, forever := range []bool{false, true} {
 		surfaced, runs := 0, 0
-		for n := int64(1); ; n += 1 + r.Int64N(40)/int64(scale()) {
+		for n := int64(1); ; n += 1 + r.Int64N(40)/int64(imagetest.Scale(1)) {
 			inj := &failing{n: n, forever: forever, err: syscall.EIO}
 			if n%2 == 0 {
 				inj.err = syscall.ENOSPC
@@ -345,7 +346,7 @@ func TestHostileKeys(t *testing.T) {
 			_, lerr := f.Machines()
 			d, err = f.Open(machineA)
 			if err == nil {
-				_, err = d.ReadAt(make([]byte, 3*bs), 0) // one by one
+				_, err = d.ReadAt(make([]byte, 3*bs), 0)    // one by one
 				_, err2 := d.ReadAt(make([]byte, 10*bs), 0) // as a run
 				_, err3 := d.BlockStatus(0, 10*bs)
 				err = errors.Join(err, err2, err3)
@@ -385,7 +386,7 @@ func TestDamagedFiles(t *testing.T) {
 	require.NoError(t, err)
 	var detected, harmless int
 	for _, name := range names {
-		for range 12 * scale() {
+		for range imagetest.Scale(12) {
 			c := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: r})
 			if !flip(t, r, c, "dir/"+name) {
 				continue

@@ -311,23 +311,15 @@ func (d *Device) Sync() error {
 func (d *Device) handOver(opt *pebble.WriteOptions) error {
 	d.commit.Lock()
 	defer d.commit.Unlock()
+	return d.handOverLocked(opt)
+}
 
-	d.mu.Lock()
-	if err := d.check(true); err != nil {
-		d.mu.Unlock()
+func (d *Device) handOverLocked(opt *pebble.WriteOptions) error {
+	b, err := d.takePending(opt)
+	if b == nil || err != nil {
 		return err
 	}
-	if len(d.pending) == 0 && !d.newSize && (!opt.Sync || !d.unsynced) {
-		d.mu.Unlock()
-		return nil
-	}
-	b := d.h.db.NewBatch()
-	d.flushing, d.pending = d.pending, layer{}
-	d.fill(b, d.flushing)
-	d.newSize, d.unsynced = false, true
-	d.mu.Unlock()
-
-	err := errors.Join(d.h.apply(b, opt), b.Close())
+	err = errors.Join(d.h.apply(b, opt), b.Close())
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -336,6 +328,24 @@ func (d *Device) handOver(opt *pebble.WriteOptions) error {
 		d.unsynced = false
 	}
 	return err
+}
+
+// takePending moves what is pending into a batch, or returns nil if there is
+// nothing to do.
+func (d *Device) takePending(opt *pebble.WriteOptions) (*pebble.Batch, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.check(true); err != nil {
+		return nil, err
+	}
+	if len(d.pending) == 0 && !d.newSize && (!opt.Sync || !d.unsynced) {
+		return nil, nil
+	}
+	b := d.h.db.NewBatch()
+	d.flushing, d.pending = d.pending, layer{}
+	d.fill(b, d.flushing)
+	d.newSize, d.unsynced = false, true
+	return b, nil
 }
 
 // fill puts a layer and a new size into a batch. A batch that is empty then
@@ -359,10 +369,15 @@ func (d *Device) fill(b *pebble.Batch, l layer) {
 	}
 }
 
-// Close releases the device. What was written since the last Sync may be lost.
+// Close releases the device. What was written since the last Sync is handed to
+// Pebble, but may be lost in a power cut.
 func (d *Device) Close() error {
 	d.commit.Lock()
 	defer d.commit.Unlock()
+	var err error
+	if !d.h.readOnly && d.h.fs.failure() == nil {
+		err = d.handOverLocked(pebble.NoSync)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
@@ -370,5 +385,5 @@ func (d *Device) Close() error {
 	}
 	d.closed, d.pending = true, nil
 	d.h.unclaim(d.machine)
-	return d.h.release()
+	return errors.Join(err, d.h.release())
 }

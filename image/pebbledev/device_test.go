@@ -2,7 +2,6 @@ package pebbledev_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -21,10 +19,9 @@ import (
 	"go.uber.org/goleak"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/imagetest"
 	"nvstore.dev/image/pebbledev"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0 takes a new one")
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("PEBBLEDEV_HOLD"); dir != "" {
@@ -34,21 +31,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// rng returns a generator and logs how to get it again.
 func rng(t *testing.T) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64()
-	}
-	t.Logf("seed %d; repeat with: go test -run '^%s$' ./image/pebbledev -seed=%d", seed, t.Name(), seed)
-	return rand.New(rand.NewPCG(seed, 0))
-}
-
-func scale() int {
-	if n, err := strconv.Atoi(os.Getenv("NVSTORE_SCALE")); err == nil && n > 0 {
-		return n
-	}
-	return 1
+	return rand.New(rand.NewPCG(imagetest.Seed(t), 0))
 }
 
 func random(r *rand.Rand, n int) []byte {
@@ -83,6 +67,34 @@ func readAll(t *testing.T, d image.Device) []byte {
 	p := make([]byte, d.Size())
 	require.NoError(t, image.ReadFull(d, p, 0))
 	return p
+}
+
+func TestConformance(t *testing.T) {
+	dirs := map[image.Device]string{}
+	reopen := func(o *pebbledev.Options) func(*testing.T, image.Device) image.Device {
+		return func(t *testing.T, d image.Device) image.Device {
+			dir := dirs[d]
+			_ = d.Close() // the suite may have closed it
+			f := openFolder(t, dir, o)
+			again, err := f.Open(machineA)
+			require.NoError(t, err)
+			require.NoError(t, f.Close())
+			dirs[again] = dir
+			return again
+		}
+	}
+	imagetest.Conformance(t, func(t *testing.T, size int64) image.Device {
+		dir := filepath.Join(t.TempDir(), "home")
+		f := openFolder(t, dir, &pebbledev.Options{Create: true})
+		d, err := f.Create(machineA, size)
+		require.NoError(t, err)
+		require.NoError(t, f.Close()) // the device keeps it open
+		dirs[d] = dir
+		return d
+	}, &imagetest.ConformanceOptions{
+		Reopen:   reopen(nil),
+		ReadOnly: reopen(&pebbledev.Options{ReadOnly: true}),
+	})
 }
 
 // A model is what a device must look like.
@@ -166,7 +178,7 @@ func TestModel(t *testing.T) {
 	d, err := f.Create(machineA, 300_001)
 	require.NoError(t, err)
 	m := &model{make([]byte, 300_001)}
-	for i := range 1500 * scale() {
+	for i := range imagetest.Scale(1500) {
 		what := fmt.Sprintf("step %d: %s", i, m.step(t, r, d))
 		if i%10 == 0 {
 			m.check(t, d, what)
@@ -328,20 +340,6 @@ func TestMachines(t *testing.T) {
 	require.NoError(t, ro.Close())
 }
 
-func TestCloseDropsPending(t *testing.T) {
-	f := openFolder(t, "dir", &pebbledev.Options{Create: true, FS: vfs.NewMem()})
-	d, err := f.Create(machineA, 100)
-	require.NoError(t, err)
-	_, err = d.WriteAt([]byte("lost"), 0)
-	require.NoError(t, err)
-	require.NoError(t, d.Close())
-	d, err = f.Open(machineA)
-	require.NoError(t, err)
-	require.Equal(t, make([]byte, 100), readAll(t, d))
-	require.NoError(t, d.Close())
-	require.NoError(t, f.Close())
-}
-
 func TestConcurrent(t *testing.T) {
 	f := openFolder(t, "dir", &pebbledev.Options{Create: true, FS: vfs.NewMem()})
 	var wg sync.WaitGroup
@@ -417,7 +415,7 @@ func TestLockedByProcess(t *testing.T) {
 // A folder that isn't ours is refused, and not a byte of it changes.
 func TestForeignFolder(t *testing.T) {
 	dir := t.TempDir()
-	db, err := pebble.Open(dir, &pebble.Options{})
+	db, err := pebble.Open(dir, &pebble.Options{Logger: quiet{}})
 	require.NoError(t, err)
 	require.NoError(t, db.Set([]byte("k"), []byte("v"), pebble.Sync))
 	require.NoError(t, db.Close())
