@@ -5,16 +5,18 @@ package blobdir
 const (
 	BlockSize = 4096 // bytes; every extent starts and ends on a multiple of it
 
-	maxRoot       = 512     // bytes of a root or settled record
-	maxNode       = 4096    // bytes of a node: it always fits one block
-	maxLevel      = 12      // levels of a tree above its leaves
-	maxName       = 255     // bytes of a blob's name
-	maxType       = 64      // bytes of a blob's type
-	maxWriter     = 128     // bytes of the writer's name and version
-	maxAttrs      = 16      // attributes of a blob
-	maxAttrKey    = 64      // bytes of an attribute's key
-	maxAttrBytes  = 512     // bytes of all keys and values of a blob
-	maxBlobSize   = 1 << 40 // bytes
+	MaxBlobSize = 1 << 40 // bytes of one blob
+
+	maxRoot       = 512  // bytes of a root or settled record
+	maxNode       = 4096 // bytes of a node: it always fits one block
+	maxLevel      = 12   // levels of a tree above its leaves
+	maxName       = 255  // bytes of a blob's name
+	maxType       = 64   // bytes of a blob's type
+	maxWriter     = 128  // bytes of the writer's name and version
+	maxAttrs      = 16   // attributes of a blob
+	maxAttrKey    = 64   // bytes of an attribute's key
+	maxAttrBytes  = 512  // bytes of all keys and values of a blob
+	maxBlobSize   = MaxBlobSize
 	minChunkSize  = 4096    // bytes; chunk sizes are powers of two
 	maxChunkSize  = 1 << 20 // bytes
 	maxInline     = 4       // chunks in the entry itself

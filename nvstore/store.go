@@ -1,0 +1,306 @@
+package nvstore
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"nvstore.dev/blobdir"
+	"nvstore.dev/crypto/kdf"
+	"nvstore.dev/crypto/keyslot"
+	"nvstore.dev/image"
+	"nvstore.dev/image/chain"
+)
+
+// What a store is made of. They are package blobdir's, under shorter names.
+type (
+	// Tx is a transaction: what View and Update run.
+	Tx = blobdir.Tx
+	// Entry describes a blob.
+	Entry = blobdir.Entry
+	// Meta is what a caller says of a blob beside its content.
+	Meta = blobdir.Meta
+	// Info are facts about a store.
+	Info = blobdir.Info
+	// Report is what a check found.
+	Report = blobdir.Report
+)
+
+// Options say how a store is opened. The zero value, and nil, open for
+// reading and writing, without a key, an image that nvtool made.
+type Options struct {
+	// Format is "raw" or "qcow2". Without it, the file must begin as only
+	// files of ours do. It says nothing of Pebble folders and stacks.
+	Format string
+
+	ReadOnly bool
+
+	// Key opens a sealed store; a plain one is then refused. Budget
+	// bounds what deriving it may cost; nil is package kdf's default.
+	Key    *keyslot.Credential
+	Budget *kdf.Budget
+
+	// Keyless opens a sealed store without its key, to list and check it.
+	Keyless bool
+
+	// Previous opens the generation before the newest, read-only.
+	Previous bool
+
+	// NoGrow keeps the image at its size.
+	NoGrow bool
+
+	// Idle is how long after a commit the store is marked as settled, so
+	// that opening it after a crash is quick; 0 is two seconds, and less
+	// than 0 is never.
+	Idle time.Duration
+}
+
+// CreateOptions say how a new store is made.
+type CreateOptions struct {
+	// Format is "raw" or "qcow2"; the zero value is qcow2.
+	Format string
+
+	// Size is the image's size in bytes at first; 0 is 64 MiB. It takes
+	// space only as it is used, and grows up to MaxSize (0: no limit).
+	Size    int64
+	MaxSize int64
+
+	// ClusterSize is a qcow2 image's, in bytes; 0 is 64 KiB.
+	ClusterSize int
+
+	// Key seals the store; KDF says how hard its passphrase is to guess.
+	Key      *keyslot.Credential
+	KDF      kdf.Argon2id
+	KeyLabel string
+
+	// SealNames hides names, types and writers too.
+	SealNames bool
+
+	// UUID names the store; zero is random.
+	UUID [16]byte
+
+	// Existing makes the store on an image that is there already, which
+	// must be blank where the store's fixed structures go.
+	Existing bool
+
+	// Idle is as in Options.
+	Idle time.Duration
+}
+
+// A Store holds named blobs. It may be used by many goroutines.
+type Store struct {
+	dir  *blobdir.Dir
+	idle time.Duration
+
+	mu     sync.Mutex
+	timer  *time.Timer
+	closed bool
+}
+
+// Open opens the store at a location: a path, "pebble:DIR/MACHINE-UUID", or a
+// stack as in QEMU's notation, "driver=qcow2,file.driver=file,...".
+func Open(location string, opts *Options) (*Store, error) {
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	dev, err := chain.Open(location, &chain.Options{Format: o.Format, ReadOnly: o.ReadOnly || o.Keyless || o.Previous})
+	if err != nil {
+		return nil, err
+	}
+	s, err := OpenDevice(dev, &o)
+	if err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	return s, nil
+}
+
+// OpenDevice opens the store on a device, which belongs to the store from
+// then on unless there is an error.
+func OpenDevice(dev image.Device, opts *Options) (*Store, error) {
+	var o Options
+	if opts != nil {
+		o = *opts
+	}
+	dir, err := blobdir.Open(dev, &blobdir.Options{ReadOnly: o.ReadOnly, Key: o.Key, Budget: o.Budget,
+		Keyless: o.Keyless, Previous: o.Previous, NoGrow: o.NoGrow})
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir: dir, idle: o.Idle}, nil
+}
+
+// Create makes a store at a location, and opens it. A path must not exist
+// yet; the file appears under it only when the store is whole.
+func Create(location string, opts *CreateOptions) (*Store, error) {
+	var o CreateOptions
+	if opts != nil {
+		o = *opts
+	}
+	if o.Existing {
+		dev, err := chain.Open(location, &chain.Options{Format: o.Format})
+		if err != nil {
+			return nil, err
+		}
+		s, err := CreateDevice(dev, &o)
+		if err != nil {
+			return nil, errors.Join(err, dev.Close())
+		}
+		return s, nil
+	}
+	pending, err := chain.Create(location, &chain.CreateOptions{Format: o.Format, Size: o.Size, ClusterSize: o.ClusterSize})
+	if err != nil {
+		return nil, err
+	}
+	s, err := CreateDevice(pending.Device, &o)
+	if err != nil {
+		return nil, errors.Join(err, pending.Abort())
+	}
+	if err := pending.Commit(); err != nil {
+		return nil, errors.Join(err, s.Close(), pending.Abort())
+	}
+	return s, nil
+}
+
+// CreateDevice makes a store on a device, which belongs to the store from
+// then on unless there is an error.
+func CreateDevice(dev image.Device, opts *CreateOptions) (*Store, error) {
+	var o CreateOptions
+	if opts != nil {
+		o = *opts
+	}
+	dir, err := blobdir.Create(dev, &blobdir.CreateOptions{Key: o.Key, KDF: o.KDF, Label: o.KeyLabel,
+		SealNames: o.SealNames, MaxSize: o.MaxSize, UUID: o.UUID})
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir: dir, idle: o.Idle}, nil
+}
+
+// Close settles the store and closes what it lies on.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	return s.dir.Close()
+}
+
+// View runs fn on the newest generation, which stands still for it.
+func (s *Store) View(fn func(*Tx) error) error { return s.dir.View(fn) }
+
+// Update runs fn and commits what it did, all of it or nothing; when it
+// returns nil, the change is durable. If the image turns out to have been
+// changed underneath, as by loading a snapshot, nothing is committed and the
+// error is ErrReverted.
+func (s *Store) Update(fn func(*Tx) error) error { return s.update(fn, nil) }
+
+// UpdateAgain is Update, but runs fn again, on the new state of things, where
+// Update returns ErrReverted.
+func (s *Store) UpdateAgain(fn func(*Tx) error) error {
+	return s.update(fn, &blobdir.TxOptions{Rerun: true})
+}
+
+func (s *Store) update(fn func(*Tx) error, o *blobdir.TxOptions) error {
+	err := s.dir.Update(fn, o)
+	if err == nil {
+		s.settleSoon()
+	}
+	return err
+}
+
+// settleSoon settles the store when nothing has been committed for a while.
+// An error there shows at the next commit.
+func (s *Store) settleSoon() {
+	idle := s.idle
+	if idle == 0 {
+		idle = 2 * time.Second
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if idle < 0 || s.closed {
+		return
+	}
+	if s.timer == nil {
+		s.timer = time.AfterFunc(idle, func() { _ = s.dir.Settle() })
+		return
+	}
+	s.timer.Reset(idle)
+}
+
+// Get returns a blob's content.
+func (s *Store) Get(name string) ([]byte, error) {
+	var p []byte
+	err := s.View(func(tx *Tx) (err error) {
+		p, err = tx.Get(name, 0)
+		return err
+	})
+	return p, err
+}
+
+// Put stores a blob. When it returns nil, the blob is durable. meta may be
+// nil, which keeps what is said of a blob that is there already.
+func (s *Store) Put(name string, data []byte, meta *Meta) error {
+	return s.Update(func(tx *Tx) error { return tx.Put(name, data, meta) })
+}
+
+// Delete removes blobs, all or none.
+func (s *Store) Delete(names ...string) error {
+	return s.Update(func(tx *Tx) error {
+		for _, name := range names {
+			if err := tx.Delete(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Rename gives a blob another name, which must be free.
+func (s *Store) Rename(old, name string) error {
+	return s.Update(func(tx *Tx) error { return tx.Rename(old, name) })
+}
+
+// Stat returns a blob's entry.
+func (s *Store) Stat(name string) (Entry, error) {
+	var e Entry
+	err := s.View(func(tx *Tx) (err error) {
+		e, err = tx.Stat(name)
+		return err
+	})
+	return e, err
+}
+
+// List returns the blobs whose names begin with prefix, in order.
+func (s *Store) List(prefix string) ([]Entry, error) {
+	var all []Entry
+	err := s.View(func(tx *Tx) error {
+		for e, err := range tx.List(prefix) {
+			if err != nil {
+				return err
+			}
+			all = append(all, e)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return all, nil
+}
+
+// Info returns facts about the store.
+func (s *Store) Info() (*Info, error) { return s.dir.Info() }
+
+// Check reads all of the store and reports damage, leaks and oddities.
+// progress, which may be nil, is told bytes done and bytes in all.
+func (s *Store) Check(ctx context.Context, progress func(done, total int64)) (*Report, error) {
+	return s.dir.Check(ctx, progress)
+}
+
+// Dir returns the directory below, for what is rarely needed: regions, key
+// slots, settling, reloading, the device.
+func (s *Store) Dir() *blobdir.Dir { return s.dir }
