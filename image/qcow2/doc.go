@@ -1,0 +1,64 @@
+// Package qcow2 is the driver for QEMU's copy-on-write image format, versions 2
+// and 3 (docs/interop/qcow2.txt in QEMU's source). It reads and writes
+// standard and reads compressed clusters, and creates, reverts to and deletes
+// internal snapshots. It refuses images with a backing file, an external data
+// file, extended L2 entries or encryption.
+//
+// # Order of writes
+//
+// A power cut may keep any subset of the 512-byte sectors that were written
+// since the last Sync of the file. The driver's promise is that whatever is
+// kept, the image is free of errors, its refcounts are at least the number of
+// references (at worst there are leaks), what was synced is there, and each
+// sector written since holds an old or a new content. The argument:
+//
+// Data that goes to a cluster which is allocated and not shared is written in
+// place. No metadata changes, and Sync is one Sync of the file.
+//
+// All other changes of the mapping happen in memory first: a new cluster gets
+// its refcount in a cached refcount block, data and what is copied around it
+// are written to the new cluster at once, and the L2 entry changes in the
+// cached L2 table. The cluster that is replaced is put on a list of frees; its
+// refcount doesn't change. A new L2 table is a new cluster as well. Sync, or a
+// full cache, then does:
+//
+//	A  write refcount blocks and new L2 tables         Sync
+//	B  write old L2 tables and the L1 table in place   Sync
+//	C  apply the frees to the refcounts in memory
+//
+// Nothing durable refers to what was written up to A, so any part of it may be
+// missing after a crash in A: raised refcounts are leaks. After A, all that B
+// refers to is durable. B's tables are written in place; an entry is 8 bytes
+// within one sector, so each is old or new, and both kinds are valid: the
+// clusters of the old ones aren't free before C, when nothing durable refers
+// to them. A refcount lowered in C may be written at any later time, and a
+// freed cluster may be reused at once: if its refcount is still 1 on disk, so
+// much the better. For the same reasons a refcount block may be evicted from
+// the cache whenever room is needed. A dirty L2 table may not, so eviction
+// does A to C.
+//
+// A new refcount block is durable before the refcount table's entry for it is
+// written, in place. That entry is durable before it matters, as A comes after
+// it.
+//
+// Everything else (snapshots, a longer L1 or refcount table) is a change of
+// structure, for which the tables that change, refcount blocks included, are
+// written to clusters that are free both before and after; then comes a Sync;
+// then one write of the header's first sector switches to the new L1 table,
+// refcount table, snapshot table and size; then comes a Sync. A crash leaves
+// the old state or the new one, and no leaks. Reference counts and copied
+// flags can't disagree this way, which in-place updates of both can't avoid.
+//
+// The header beyond its first 104 bytes is never rewritten, so unknown fields
+// and extensions stay.
+//
+// After a failed write or Sync of the file nothing is written any more
+// (image.ErrPoisoned).
+//
+// # Memory
+//
+// The L1 table (8 bytes for each 2^(2n-3) bytes of disk with clusters of 2^n:
+// 512 MiB with 64 KiB clusters; 32 MiB at most), the refcount table (8 MiB at
+// most) and the numbers of the metadata clusters are in memory, besides a cache
+// of L2 tables and refcount blocks.
+package qcow2

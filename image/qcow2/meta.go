@@ -1,0 +1,134 @@
+package qcow2
+
+import "nvstore.dev/image"
+
+// A metaKind says what a metadata cluster is used for.
+type metaKind uint8
+
+const (
+	metaNone metaKind = iota
+	metaHeader
+	metaReftable
+	metaRefblock
+	metaL1
+	metaL2
+	metaSnapshots
+	metaSnapshotL1
+)
+
+var metaNames = [...]string{"data", "the header", "the refcount table", "a refcount block",
+	"the L1 table", "an L2 table", "the snapshot table", "a snapshot's L1 table"}
+
+// A metaSet knows what every metadata cluster that is in use by the active
+// state holds. Every write asks it first, because refcounts in a damaged image
+// may call such a cluster free. L2 tables of snapshots aren't in it; their
+// refcounts protect them.
+type metaSet map[uint64]metaKind // by cluster number
+
+// add enters n bytes at off. It returns the kind that is there already, if
+// any.
+func (m metaSet) add(g *geometry, off, n uint64, k metaKind) (metaKind, bool) {
+	first := off >> g.bits
+	for i := range g.clusters(n) {
+		if old, ok := m[first+i]; ok {
+			return old, false
+		}
+		m[first+i] = k
+	}
+	return k, true
+}
+
+// buildMeta enters all metadata, and fails with image.ErrCorrupt where two
+// structures overlap or an entry isn't as the specification wants it.
+func (im *Image) buildMeta() error {
+	m := make(metaSet)
+	h, g := im.hdr, &im.geo
+	end := g.clusters(uint64(im.file.Size())) << g.bits
+	add := func(off, n uint64, k metaKind, f fieldError, at int64, field string) error {
+		if old, ok := m.add(g, off, n, k); !ok {
+			return f.at(at, field, off, "a place that isn't "+metaNames[old], image.ErrCorrupt)
+		}
+		return nil
+	}
+	fh := fieldError{im.path, "qcow2 header"}
+	m[0] = metaHeader
+	if err := add(h.reftableOff, uint64(h.reftableClusters)<<g.bits, metaReftable, fh, 48, "refcount_table_offset"); err != nil {
+		return err
+	}
+	if err := add(h.l1Off, uint64(h.l1Size)*8, metaL1, fh, 40, "l1_table_offset"); err != nil {
+		return err
+	}
+	if err := add(h.snapsOff, snapTableSize(im.snaps), metaSnapshots, fh, 64, "snapshots_offset"); err != nil {
+		return err
+	}
+	for _, s := range im.snaps {
+		if err := im.addSnapshotMeta(s, add); err != nil {
+			return err
+		}
+	}
+	ft := fieldError{im.path, "qcow2 refcount table"}
+	for i, e := range im.reftable {
+		at := int64(h.reftableOff) + int64(i)*8
+		if e&(sector-1) != 0 || e&(g.cs-1) != 0 || e >= maxHostOffset {
+			return ft.at(at, "", e, "a cluster-aligned offset below 2^56", image.ErrCorrupt)
+		}
+		if e == 0 {
+			continue
+		}
+		if e >= end {
+			return ft.at(at, "", e, "a block inside the file", image.ErrCorrupt)
+		}
+		if err := add(e, g.cs, metaRefblock, ft, at, ""); err != nil {
+			return err
+		}
+	}
+	fl := fieldError{im.path, "qcow2 L1 table"}
+	for i, e := range im.l1 {
+		at := int64(h.l1Off) + int64(i)*8
+		off, bad := g.decodeL1(e)
+		if bad != nil {
+			return fl.at(at, "", e, bad.want, image.ErrCorrupt)
+		}
+		if off == 0 {
+			continue
+		}
+		if off >= end {
+			return fl.at(at, "", e, "a table inside the file", image.ErrCorrupt)
+		}
+		if err := add(off, g.cs, metaL2, fl, at, ""); err != nil {
+			return err
+		}
+	}
+	im.meta = m
+	return nil
+}
+
+type metaAdder func(off, n uint64, k metaKind, f fieldError, at int64, field string) error
+
+func (im *Image) addSnapshotMeta(s *snapshot, add metaAdder) error {
+	f := fieldError{im.path, "qcow2 snapshot table"}
+	n := uint64(s.l1Size) * 8
+	if n > maxL1Bytes {
+		return f.at(s.at+8, "l1_size", s.l1Size, "at most 4194304", image.ErrCorrupt)
+	}
+	if bad := im.geo.checkTable(s.l1Off, n); bad != "" {
+		return f.at(s.at, "l1_table_offset", s.l1Off, bad, image.ErrCorrupt)
+	}
+	// A table may end past the end of the file, where zeros are, but only
+	// in its last cluster. This bounds the set by the file's size.
+	if n > 0 && s.l1Off+n > (im.geo.clusters(uint64(im.file.Size()))+1)<<im.geo.bits {
+		return f.at(s.at, "l1_table_offset", s.l1Off, "a table inside the file", image.ErrCorrupt)
+	}
+	return add(s.l1Off, n, metaSnapshotL1, f, s.at, "l1_table_offset")
+}
+
+// guard refuses to write to [off, off+n) unless its clusters are of kind k.
+func (im *Image) guard(off, n uint64, k metaKind) error {
+	for c := off >> im.geo.bits; c <= (off+n-1)>>im.geo.bits; c++ {
+		if got := im.meta[c]; got != k {
+			return fieldError{im.path, "qcow2 cluster"}.at(int64(c<<im.geo.bits), "", nil,
+				"to write "+metaNames[k]+", which overlaps "+metaNames[got], image.ErrCorrupt)
+		}
+	}
+	return nil
+}
