@@ -157,12 +157,13 @@ func (d *Device) Discard(off, n int64) error {
 }
 
 // aligned returns the whole blocks in a range. The last block of the file
-// counts as whole if the range has all of it that is in the file.
+// counts as whole if the range has all of it that is in the file, and then hi
+// is its end: a file system drops it only if asked for all of it.
 func (d *Device) aligned(off, n int64) (lo, hi int64) {
 	lo = (off + d.unit - 1) / d.unit * d.unit
 	hi = (off + n) / d.unit * d.unit
 	if off+n == d.Size() && !d.block {
-		hi = off + n
+		hi = (off + n + d.unit - 1) / d.unit * d.unit
 	}
 	return lo, hi
 }
@@ -174,6 +175,8 @@ func (d *Device) WriteZeroes(off, n int64) error {
 		lo, hi := off, off+n
 		if d.block { // takes whole blocks only
 			lo, hi = d.aligned(off, n)
+		} else if hi == d.Size() {
+			_, hi = d.aligned(off, n)
 		}
 		if lo >= hi {
 			return d.writeZeros(off, n)

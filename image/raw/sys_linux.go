@@ -30,6 +30,25 @@ func (f osFile) retry(name string, call func(fd int) error) error {
 	return err
 }
 
+// WriteAt says how much was written before an error, which os.File's doesn't.
+func (f osFile) WriteAt(p []byte, off int64) (int, error) {
+	done := 0
+	err := f.retry("write", func(fd int) error {
+		for done < len(p) {
+			n, err := unix.Pwrite(fd, p[done:], off+int64(done))
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return unix.EIO // no progress and no reason
+			}
+			done += n
+		}
+		return nil
+	})
+	return done, err
+}
+
 func (f osFile) DataSync() error {
 	return f.retry("fdatasync", unix.Fdatasync)
 }
