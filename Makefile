@@ -1,0 +1,48 @@
+# nvstore: see README.md. "make" alone lists what there is.
+
+GO       ?= go
+FUZZTIME ?= 60s
+KILLS    ?= 1000
+SCALE    ?= 20
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo setup lint test bench fuzz torture stress mutants clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+
+build: ## bin/nvtool, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/nvtool
+
+demo: build ## the whole story on real input; needs Go alone
+	scripts/demo.sh
+
+setup: ## install the Debian packages that tests compare with, if any is missing
+	@scripts/setup-debian.sh
+
+lint: ## formatting, go vet, and the rules of the house
+	@bad=$$(git ls-files '*.go' | xargs gofmt -l); test -z "$$bad" || { echo "gofmt: $$bad"; exit 1; }
+	$(GO) vet ./...
+	$(GO) test ./internal/lint
+
+test: setup lint build ## everything short: tests with the race detector, 50 kills
+	$(GO) test -race -timeout 20m ./...
+	scripts/torture.sh 50
+
+bench: build ## tables: each operation beside its peers, as ratios
+	$(GO) test ./bench -count=1 -timeout 2h -run '^TestTables$$' -v -tables
+
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	FUZZTIME=$(FUZZTIME) scripts/fuzz.sh
+
+torture: build ## KILLS (1000) times: kill -9 in the middle of transactions, then verify
+	scripts/torture.sh $(KILLS)
+
+stress: ## the random tests SCALE (20) times as long; hours
+	NVSTORE_SCALE=$(SCALE) $(GO) test -count=1 -timeout 24h ./...
+
+mutants: ## take each rule out of the code, and see a test fail
+	$(GO) run ./internal/mutate
+
+clean: ## remove what was built
+	rm -rf bin tmp
