@@ -26,6 +26,7 @@ func TestWriteReadReopen(t *testing.T) {
 			}
 			require.True(t, bytes.Equal(want, contents(t, im)))
 			require.NoError(t, im.Sync())
+			noErrors(t, im, false)
 			require.NoError(t, im.Close())
 			checkDevice(t, d, want)
 			im = open(t, d)
@@ -35,6 +36,7 @@ func TestWriteReadReopen(t *testing.T) {
 			require.NoError(t, err)
 			want = append(want, make([]byte, 30<<20)...)
 			copy(want[40<<20-3:], "end")
+			noErrors(t, im, false)
 			require.NoError(t, im.Close())
 			checkDevice(t, d, want)
 		}
@@ -60,6 +62,7 @@ func TestSnapshots(t *testing.T) {
 			require.True(t, bytes.Equal(b, contents(t, im)))
 			require.NoError(t, s.Revert("a"))
 			require.True(t, bytes.Equal(a, contents(t, im)))
+			noErrors(t, im, false)
 			require.NoError(t, im.Close())
 			checkDevice(t, d, a)
 			im = open(t, d)
@@ -68,6 +71,7 @@ func TestSnapshots(t *testing.T) {
 			require.ErrorIs(t, s.Delete("a"), image.ErrNotFound)
 			require.NoError(t, s.Revert("b"))
 			require.True(t, bytes.Equal(b, contents(t, im)))
+			noErrors(t, im, false)
 			require.NoError(t, im.Close())
 			checkDevice(t, d, b)
 			im = open(t, d)
@@ -77,6 +81,7 @@ func TestSnapshots(t *testing.T) {
 			require.Len(t, list, 2)
 			require.NoError(t, s.Delete("b"))
 			require.NoError(t, s.Delete("a2"))
+			noErrors(t, im, false)
 			require.NoError(t, im.Close())
 			checkDevice(t, d, b)
 		}

@@ -169,3 +169,15 @@ func contents(t testing.TB, im image.Device) []byte {
 	require.NoError(t, image.ReadFull(im, b, 0))
 	return b
 }
+
+// noErrors runs Check, which must find neither errors nor, unless they are
+// allowed, leaks.
+func noErrors(t testing.TB, im *qcow2.Image, leaks bool) {
+	t.Helper()
+	r, err := im.Check(t.Context(), nil)
+	require.NoError(t, err)
+	require.Zero(t, r.Errors, "%+v", r.Findings)
+	if !leaks {
+		require.Zero(t, r.Leaks, "%+v", r.Findings)
+	}
+}

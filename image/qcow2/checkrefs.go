@@ -1,0 +1,226 @@
+package qcow2
+
+import (
+	"fmt"
+)
+
+// What a cluster is referred to as is in the top bits of its counter.
+const (
+	refStructure = 1 << 31
+	refTable     = 1 << 30
+	refData      = 1 << 29
+	refKinds     = refStructure | refTable | refData
+	refMax       = 1<<29 - 1
+)
+
+// sourceWindow is how many clusters' L2 tables are looked for at a time.
+const sourceWindow = 1 << 20
+
+// countAll counts references and compares them with refcounts, one window of
+// clusters after the other.
+func (c *checker) countAll() error {
+	// A compressed cluster may reach past the end of the file a little.
+	end := c.inUse + 1
+	size := min(max(uint64(c.o.Memory)/4, 1<<10), end)
+	c.refs = make([]uint32, size)
+	mult := make([]uint32, min(sourceWindow, end))
+	for c.lo = 0; c.lo < end; c.lo = c.hi {
+		c.hi = min(c.lo+size, end)
+		c.first = c.lo == 0
+		clear(c.refs)
+		c.countStructures()
+		if err := c.countBitmaps(); err != nil {
+			return err
+		}
+		for lo := uint64(0); lo < end; lo += uint64(len(mult)) {
+			if err := c.countTables(lo, mult); err != nil {
+				return err
+			}
+		}
+		if err := c.compare(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ref counts n references to a cluster.
+func (c *checker) ref(cluster uint64, kind, n uint32) {
+	if cluster < c.lo || cluster >= c.hi {
+		return
+	}
+	r := &c.refs[cluster-c.lo]
+	*r = *r&refKinds | kind | min(*r&refMax+min(n, refMax), refMax)
+}
+
+func (c *checker) refRange(off, n uint64) {
+	first := off >> c.geo.bits
+	for i := range c.geo.clusters(n) {
+		c.ref(first+i, refStructure, 1)
+	}
+}
+
+func (c *checker) countStructures() {
+	h := c.hdr
+	c.ref(0, refStructure, 1)
+	c.refRange(h.reftableOff, uint64(h.reftableClusters)<<c.geo.bits)
+	c.refRange(h.snapsOff, snapTableSize(c.snaps))
+	for _, t := range c.l1s {
+		c.refRange(t.off, t.n*8)
+	}
+	for _, e := range c.reftable {
+		if c.blockOK(e) {
+			c.ref(e>>c.geo.bits, refStructure, 1)
+		}
+	}
+}
+
+// countTables counts the L2 tables in a window of clusters from lo, and what
+// they refer to. A table is read once, however many L1 tables share it.
+func (c *checker) countTables(lo uint64, mult []uint32) error {
+	clear(mult)
+	for _, t := range c.l1s {
+		err := c.eachL1(t, func(_, e uint64) error {
+			off, ok := c.tableOK(e)
+			if i := off>>c.geo.bits - lo; ok && i < uint64(len(mult)) && mult[i] < refMax {
+				mult[i]++
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for i, n := range mult {
+		if n == 0 {
+			continue
+		}
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+		cluster := lo + uint64(i)
+		c.ref(cluster, refTable, n)
+		off := cluster << c.geo.bits
+		if err := readFile(c.file, c.table, off); err != nil {
+			return err
+		}
+		for k := range c.geo.cs / 8 {
+			if v := getEntry(c.table, k); v != 0 {
+				c.countEntry(off+k*8, v, n)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *checker) countEntry(at, v uint64, n uint32) {
+	e, bad := c.geo.decode(v)
+	if bad != nil && c.first {
+		c.bad("l2-entry", at, "entry %#x, want %s", v, bad.want)
+	}
+	if bad != nil && bad.fatal {
+		return
+	}
+	first, k := e.clusters(&c.geo)
+	limit := c.inUse
+	if e.kind == compressed {
+		limit++
+	}
+	if k > 0 && first+k > limit {
+		if c.first {
+			c.bad("outside", at, "cluster at %#x, past the end of the file", e.host)
+		}
+		return
+	}
+	for i := range k {
+		c.ref(first+i, refData, n)
+	}
+}
+
+// compare reports where refcounts in the window differ from references.
+func (c *checker) compare() error {
+	g := &c.geo
+	var run Finding
+	var runLen int64
+	flush := func() {
+		if runLen > 0 {
+			run.Message = fmt.Sprintf(run.Message, runLen)
+			c.add(run, runLen)
+		}
+		runLen = 0
+	}
+	var block []byte
+	for cl := c.lo; cl < c.hi; cl++ {
+		i := cl & (1<<g.rbBits - 1)
+		if i == 0 || cl == c.lo {
+			var err error
+			if block, err = c.block(cl >> g.rbBits); err != nil {
+				return err
+			}
+		}
+		var rc uint64
+		if block != nil {
+			rc = getRefcount(block, g.refOrder, i)
+		}
+		r := c.refs[cl-c.lo]
+		c.checkOverlap(cl, r)
+		n := uint64(r & refMax)
+		if rc == n || n == refMax && rc > n {
+			flush()
+			continue
+		}
+		f := Finding{Code: "leak", Where: int64(cl << g.bits),
+			Message: fmt.Sprintf("%%d clusters with refcount %d and %d references", rc, n)}
+		if rc < n {
+			f.Code, f.Error = "refcount", true
+		}
+		if runLen > 0 && f.Code == run.Code && f.Message == run.Message {
+			runLen++
+			continue
+		}
+		flush()
+		run, runLen = f, 1
+	}
+	flush()
+	return nil
+}
+
+// checkOverlap finds clusters that are used for two purposes.
+func (c *checker) checkOverlap(cl uint64, r uint32) {
+	kinds := r & refKinds
+	if kinds&(kinds-1) != 0 || kinds == refStructure && r&refMax > 1 {
+		c.bad("overlap", cl<<c.geo.bits, "cluster is used for more than one purpose")
+	}
+}
+
+// block reads refcount block i, or returns nil.
+func (c *checker) block(i uint64) ([]byte, error) {
+	if i >= uint64(len(c.reftable)) || !c.blockOK(c.reftable[i]) {
+		return nil, nil
+	}
+	return c.table, readFile(c.file, c.table, c.reftable[i])
+}
+
+// checkBehind reports refcounts of clusters behind the end of the file.
+func (c *checker) checkBehind() error {
+	mask := uint64(1)<<c.geo.rbBits - 1
+	for bi := (c.inUse + 1) >> c.geo.rbBits; bi < uint64(len(c.reftable)); bi++ {
+		b, err := c.block(bi)
+		if err != nil {
+			return err
+		}
+		if b == nil {
+			continue
+		}
+		for cl := max(bi<<c.geo.rbBits, c.inUse+1); cl>>c.geo.rbBits == bi; cl++ {
+			if rc := getRefcount(b, c.geo.refOrder, cl&mask); rc != 0 {
+				c.add(Finding{"leak", int64(cl << c.geo.bits),
+					fmt.Sprintf("a cluster behind the end of the file with refcount %d", rc), false}, 1)
+			}
+		}
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
