@@ -17,7 +17,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
 # fuzz runs one target. On a busy machine go test sometimes fails at the end of
-# the time with nothing but a deadline (go.dev/issue/56238); such a run is
+# the time with nothing but a deadline; such a run is
 # repeated once.
 fuzz() {
 	for _ in 1 2; do
