@@ -124,13 +124,13 @@ type Extent struct {
 // io.ErrUnexpectedEOF.
 func ReadFull(d io.ReaderAt, p []byte, off int64) error {
 	n, err := d.ReadAt(p, off)
-	if n == len(p) {
-		return nil
+	if err != nil && err != io.EOF {
+		return err
 	}
-	if err == nil || err == io.EOF {
+	if n < len(p) {
 		return io.ErrUnexpectedEOF
 	}
-	return err
+	return nil
 }
 
 // CheckRange returns ErrOutOfRange unless [off, off+n) lies in [0, size).
