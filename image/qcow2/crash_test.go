@@ -1,0 +1,289 @@
+package qcow2_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"nvstore.dev/image"
+	"nvstore.dev/image/imagetest"
+	"nvstore.dev/image/qcow2"
+)
+
+// An epoch is what the image may hold between two changes of its structure.
+// Each sector holds what was durable, or any later version.
+type epoch struct {
+	durable  []byte
+	versions [][]byte // of the whole disk, after each change
+	snaps    map[string][]byte
+}
+
+// allows tells whether the disk got may be there after a crash.
+func (e *epoch) allows(got []byte) error {
+	if len(got) != len(e.durable) {
+		return fmt.Errorf("size %d, want %d", len(got), len(e.durable))
+	}
+next:
+	for off := 0; off < len(got); off += 512 {
+		s := got[off : off+512]
+		if bytes.Equal(s, e.durable[off:off+512]) {
+			continue
+		}
+		for _, v := range e.versions {
+			if bytes.Equal(s, v[off:off+512]) {
+				continue next
+			}
+		}
+		return fmt.Errorf("sector %#x is %x..., durable is %x..., %d versions", off, s[:4], e.durable[off:off+4], len(e.versions))
+	}
+	return nil
+}
+
+// A crasher runs a history and looks at what every power cut leaves.
+type crasher struct {
+	t    *testing.T
+	rng  *rand.Rand
+	cs   int
+	file *imagetest.CrashDevice
+	im   *qcow2.Image
+	now  epoch // versions' last is the present, or durable
+	disk []byte
+	seen map[uint64]bool
+	at   int // log position up to which cuts were looked at
+	next int
+
+	states, qemu, reverts int
+}
+
+var crashConfigs = []struct {
+	cs, version int
+	size        int64
+	steps       int
+}{
+	{512, 3, 40 << 10, 40},
+	{512, 2, 20 << 10, 40},
+	{4096, 3, 160 << 10, 40},
+	{4096, 2, 100 << 10, 30},
+	{65536, 3, 700 << 10, 25},
+}
+
+// TestCrash cuts the power at every write of random histories. The image must
+// open, have no errors, and hold what was synced.
+func TestCrash(t *testing.T) {
+	s := seed(t)
+	for i, cfg := range crashConfigs {
+		t.Run(fmt.Sprintf("%d-v%d", cfg.cs, cfg.version), func(t *testing.T) {
+			c := &crasher{t: t, cs: cfg.cs}
+			for round := range scale(2) {
+				c.rng = rand.New(rand.NewPCG(s, uint64(i<<32+round)))
+				c.history(cfg.version, cfg.size, cfg.steps)
+			}
+			t.Logf("%d states, %d of them checked by qemu-img, %d snapshots read back", c.states, c.qemu, c.reverts)
+		})
+	}
+}
+
+func (c *crasher) history(version int, size int64, steps int) {
+	c.file = imagetest.NewCrash(0, &imagetest.CrashOptions{Discard: imagetest.DiscardGarbage})
+	im, err := qcow2.Create(c.file, &qcow2.CreateOptions{Size: size, ClusterSize: c.cs, Version: version})
+	require.NoError(c.t, err)
+	c.im, c.disk = im, make([]byte, size)
+	c.file.Settle()
+	c.at, c.next, c.seen = 0, 0, map[uint64]bool{}
+	c.now = epoch{durable: bytes.Clone(c.disk), snaps: map[string][]byte{}}
+	for range steps {
+		c.step(version)
+		if c.t.Failed() {
+			return
+		}
+	}
+	require.NoError(c.t, im.Close())
+	c.cuts(c.now)
+}
+
+func (c *crasher) step(version int) {
+	switch p := c.rng.IntN(100); {
+	case p < 45:
+		off, n := c.span(3*c.cs + 700)
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(c.rng.Uint32()) // sectors of the same bytes would hide mistakes
+		}
+		copy(c.disk[off:], b)
+		c.change(func() error { _, err := c.im.WriteAt(b, off); return err })
+	case p < 55:
+		off, n := c.span(4 * c.cs)
+		first, last := (off+int64(c.cs)-1)/int64(c.cs)*int64(c.cs), (off+n)/int64(c.cs)*int64(c.cs)
+		if first < last {
+			clear(c.disk[first:last])
+			c.change(func() error { return c.im.Discard(first, last-first) })
+		}
+	case p < 62:
+		off, n := c.span(4 * c.cs)
+		clear(c.disk[off : off+n])
+		c.change(func() error { return c.im.WriteZeroes(off, n) })
+	case p < 80:
+		require.NoError(c.t, c.im.Sync())
+		c.cuts(c.now)
+		c.acknowledge(bytes.Clone(c.disk))
+	case p < 87:
+		if len(c.now.snaps) < 3 {
+			c.next++
+			name := fmt.Sprint("s", c.next)
+			c.structure(func(e *epoch) { e.snaps[name] = bytes.Clone(c.disk) },
+				func() error { return c.im.Snapshots().Create(name) })
+		}
+	case p < 91:
+		if name := c.anySnap(); name != "" {
+			c.structure(func(*epoch) { c.disk = bytes.Clone(c.now.snaps[name]) },
+				func() error { return c.im.Snapshots().Revert(name) })
+		}
+	case p < 95:
+		if name := c.anySnap(); name != "" {
+			c.structure(func(e *epoch) { delete(e.snaps, name) },
+				func() error { return c.im.Snapshots().Delete(name) })
+		}
+	case version > 2 || len(c.now.snaps) == 0:
+		more := make([]byte, 512*c.rng.IntN(3*c.cs))
+		if c.cs == 65536 {
+			more = more[:len(more)/64/512*512]
+		}
+		c.structure(func(*epoch) { c.disk = append(c.disk, more...) },
+			func() error { return c.im.Resize(int64(len(c.disk))) })
+	}
+}
+
+func (c *crasher) span(longest int) (off, n int64) {
+	size := int64(len(c.disk)) / 512
+	off = c.rng.Int64N(size)
+	n = 1 + c.rng.Int64N(min(int64(longest)/512, size-off))
+	return off * 512, n * 512
+}
+
+func (c *crasher) anySnap() string {
+	names := slices.Sorted(maps.Keys(c.now.snaps))
+	if len(names) == 0 {
+		return ""
+	}
+	return names[c.rng.IntN(len(names))]
+}
+
+// change runs an operation that isn't durable. c.disk is what it makes.
+func (c *crasher) change(op func() error) {
+	c.now.versions = append(c.now.versions, bytes.Clone(c.disk))
+	require.NoError(c.t, op())
+	c.cuts(c.now)
+}
+
+// structure runs an operation that takes the image from one epoch to the next.
+func (c *crasher) structure(change func(*epoch), op func() error) {
+	old := c.now
+	before := c.disk
+	next := epoch{snaps: maps.Clone(old.snaps)}
+	c.now = old
+	change(&next)
+	next.durable = bytes.Clone(c.disk)
+	require.NoError(c.t, op())
+	// The operation may have flushed: then what was before is durable,
+	// which the old epoch allows.
+	_ = before
+	c.cuts(old, next)
+	c.now = next
+	c.seen = map[uint64]bool{}
+	c.verify(c.file.PowerCut(nil), "after", []epoch{next}, true)
+}
+
+func (c *crasher) acknowledge(disk []byte) {
+	c.now.durable, c.now.versions = disk, nil
+	c.seen = map[uint64]bool{}
+	c.verify(c.file.PowerCut(nil), "after Sync", []epoch{c.now}, false)
+}
+
+// cuts looks at the states of all power cuts since the last call.
+func (c *crasher) cuts(allowed ...epoch) {
+	for ; c.at < c.file.Len(); c.at++ {
+		cfg := &imagetest.StateConfig{Exhaustive: 5, Samples: 6, Seed: c.rng.Uint64(), Seen: c.seen}
+		for s := range c.file.CrashStates(c.at+1, cfg) {
+			c.states++
+			c.verify(s.Open(), s.String(), allowed, c.states%40 == 0)
+			if c.t.Failed() {
+				return
+			}
+		}
+	}
+}
+
+// verify opens what a power cut left.
+func (c *crasher) verify(d *imagetest.CrashDevice, how string, allowed []epoch, deep bool) {
+	if deep {
+		c.qemuCheck(d, how)
+	}
+	im, err := qcow2.Open(d, nil)
+	require.NoError(c.t, err, "%s", how)
+	r, err := im.Check(c.t.Context(), nil)
+	require.NoError(c.t, err)
+	require.Zero(c.t, r.Errors, "%s: %+v\n%v", how, r.Findings, c.file.Log())
+	got := contents(c.t, im)
+	list, err := im.Snapshots().List()
+	require.NoError(c.t, err)
+	var names []string
+	for _, s := range list {
+		names = append(names, s.Name)
+	}
+	var why []error
+	for _, e := range allowed {
+		err := e.allows(got)
+		if want := slices.Sorted(maps.Keys(e.snaps)); err == nil && !slices.Equal(want, slices.Sorted(slices.Values(names))) {
+			err = fmt.Errorf("snapshots %q, want %q", names, want)
+		}
+		if err == nil {
+			if deep {
+				c.goOn(im, d, e.snaps, how)
+			}
+			return
+		}
+		why = append(why, err)
+	}
+	require.Fail(c.t, "not a state that a crash may leave", "%s: %v\n%v", how, errors.Join(why...), c.file.Log())
+}
+
+// goOn reads the snapshots back and writes to the image that was recovered.
+func (c *crasher) goOn(im *qcow2.Image, d *imagetest.CrashDevice, snaps map[string][]byte, how string) {
+	for name, want := range snaps {
+		require.NoError(c.t, im.Snapshots().Revert(name))
+		require.True(c.t, bytes.Equal(want, contents(c.t, im)), "%s: snapshot %s", how, name)
+		c.reverts++
+		_, err := im.WriteAt(make([]byte, 3000), 512)
+		require.NoError(c.t, err)
+	}
+	noErrors(c.t, im, true)
+	again := d.Fork()
+	require.NoError(c.t, im.Close())
+	im, err := qcow2.Open(again, nil)
+	require.NoError(c.t, err)
+	noErrors(c.t, im, true)
+}
+
+func (c *crasher) qemuCheck(d image.Device, how string) {
+	if c.qemu >= scale(60) {
+		return
+	}
+	c.qemu++
+	path := filepath.Join(c.t.TempDir(), "img")
+	dump(c.t, d, path)
+	out, err := exec.Command("qemu-img", "check", "-f", "qcow2", path).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 3) {
+		require.NoError(c.t, err, "%s: %s\n%v", how, out, c.file.Log())
+	}
+	os.Remove(path)
+}
