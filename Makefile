@@ -29,7 +29,7 @@ test: setup lint build ## everything short: tests with the race detector, 50 kil
 	$(GO) test -race -timeout 20m ./...
 	scripts/torture.sh 50
 
-bench: build ## tables: each operation beside its peers, as ratios
+bench: ## tables: each operation beside its peers, as ratios
 	$(GO) test ./bench -count=1 -timeout 2h -run '^TestTables$$' -v -tables
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
