@@ -14,6 +14,10 @@ func (d *CrashDevice) Reopen() *CrashDevice {
 	return &CrashDevice{m: d.m}
 }
 
+// Share returns a second handle on the same page cache and medium, as a second
+// process has that heeds no lock.
+func (d *CrashDevice) Share() *CrashDevice { return &CrashDevice{m: d.m} }
+
 // Fork returns a copy of everything: page cache, medium and log. It is cheap.
 func (d *CrashDevice) Fork() *CrashDevice {
 	m := d.m

@@ -18,6 +18,7 @@ import (
 // only, for their owner only.
 type Options struct {
 	// ReadOnly opens for reading. Others may read too, none may write.
+	// Create refuses it with image.ErrReadOnly.
 	ReadOnly bool
 
 	// NoLock takes no lock and heeds none, as qemu-img's -U. What is read
@@ -105,11 +106,8 @@ func Create(path string, size int64, o *Options) (*Device, error) {
 	if o == nil {
 		o = &Options{}
 	}
-	switch {
-	case size < 0:
+	if size < 0 {
 		return nil, fmt.Errorf("create %s of %d bytes: %w", path, size, image.ErrOutOfRange)
-	case o.ReadOnly:
-		return nil, fmt.Errorf("create %s: %w", path, image.ErrReadOnly)
 	}
 	mode := o.Mode
 	if mode == 0 {
