@@ -1,0 +1,53 @@
+// Package formats is the table of all formats of package vpd. To add one, add
+// its package, its fixtures, and a line here.
+package formats
+
+import (
+	"slices"
+
+	"nvstore.dev/vpd"
+	"nvstore.dev/vpd/internal/spec"
+	"nvstore.dev/vpd/pci"
+	"nvstore.dev/vpd/raw"
+)
+
+var table = []vpd.Format{
+	pci.Format(),
+	raw.Format(),
+}
+
+// All returns the formats, in the order in which they are tried.
+func All() []vpd.Format { return slices.Clone(table) }
+
+// ByName returns the format of a name, or nil.
+func ByName(name string) vpd.Format {
+	for _, f := range table {
+		if f.Name() == name {
+			return f
+		}
+	}
+	return nil
+}
+
+// Detect returns the format that the image is plainly of, or nil.
+func Detect(image []byte) vpd.Format {
+	for _, f := range table {
+		if f.Detect(image) {
+			return f
+		}
+	}
+	return nil
+}
+
+// OfSpec returns the format that a spec names, or an error of kind
+// vpd.ErrSpec.
+func OfSpec(text []byte) (vpd.Format, error) {
+	name, err := spec.Format(text)
+	if err != nil {
+		return nil, err
+	}
+	if f := ByName(name); f != nil {
+		return f, nil
+	}
+	return nil, spec.Errorf("format", "unknown format %q", name)
+}
