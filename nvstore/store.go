@@ -90,8 +90,9 @@ type CreateOptions struct {
 
 // A Store holds named blobs. It may be used by many goroutines.
 type Store struct {
-	dir  *blobdir.Dir
-	idle time.Duration
+	dir      *blobdir.Dir
+	location string
+	idle     time.Duration
 
 	mu     sync.Mutex
 	timer  *time.Timer
@@ -113,6 +114,7 @@ func Open(location string, opts *Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
+	s.location = location
 	return s, nil
 }
 
@@ -147,6 +149,7 @@ func Create(location string, opts *CreateOptions) (*Store, error) {
 		if err != nil {
 			return nil, errors.Join(err, dev.Close())
 		}
+		s.location = location
 		return s, nil
 	}
 	pending, err := chain.Create(location, &chain.CreateOptions{Format: o.Format, Size: o.Size, ClusterSize: o.ClusterSize})
@@ -160,6 +163,7 @@ func Create(location string, opts *CreateOptions) (*Store, error) {
 	if err := pending.Commit(); err != nil {
 		return nil, errors.Join(err, s.Close(), pending.Abort())
 	}
+	s.location = pending.Location
 	return s, nil
 }
 
@@ -300,6 +304,14 @@ func (s *Store) Info() (*Info, error) { return s.dir.Info() }
 func (s *Store) Check(ctx context.Context, progress func(done, total int64)) (*Report, error) {
 	return s.dir.Check(ctx, progress)
 }
+
+// Location returns what Open opens the store by. For a machine that Create
+// made in a Pebble folder it has the machine's UUID. It is empty for a store
+// on a device.
+func (s *Store) Location() string { return s.location }
+
+// Machines lists the UUIDs of the machines in a Pebble folder, in order.
+func Machines(dir string) ([]string, error) { return chain.Machines(dir) }
 
 // Dir returns the directory below, for what is rarely needed: regions, key
 // slots, settling, reloading, the device.

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package chain
+
+func rename(from, to string) error { return linkOver(from, to) }
