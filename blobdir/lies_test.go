@@ -31,7 +31,7 @@ func TestFreeNodeLies(t *testing.T) {
 	lie := *d.st.Load()
 	free := *lie.free
 	free.extents = append([]freeExtent(nil), free.extents...)
-	free.insert(freeExtent{off: at, length: BlockSize})
+	free.insert(freeExtent{off: at, length: BlockSize, freed: lie.root.gen})
 	lie.free = &free
 	d.st.Store(&lie)
 	require.NoError(t, d.Update(func(tx *Tx) error { return tx.Create("liar", nil) }, nil))
