@@ -74,7 +74,7 @@ func newHistory() *history {
 func TestCrash(t *testing.T) {
 	r := rng(t)
 	states := 0
-	for range imagetest.Scale(4) {
+	for range imagetest.Scale(3) {
 		mem := vfs.NewCrashableMem()
 		h := newHistory()
 		f := openFolder(t, "dir", &pebbledev.Options{Create: true, FS: mem})
@@ -205,7 +205,7 @@ func TestFaults(t *testing.T) {
 	r := rng(t)
 	for _, forever := range []bool{false, true} {
 		surfaced, runs := 0, 0
-		for n := int64(1); ; n += 1 + r.Int64N(40)/int64(imagetest.Scale(1)) {
+		for n := int64(1); ; n += 1 + r.Int64N(20)/int64(imagetest.Scale(1)) {
 			inj := &failing{n: n, forever: forever, err: syscall.EIO}
 			if n%2 == 0 {
 				inj.err = syscall.ENOSPC
@@ -247,8 +247,8 @@ func faultRun(t *testing.T, r *rand.Rand, inj *failing) bool {
 	if err == nil {
 		created = true
 		// Enough for memtables to be flushed and logs to be recycled.
-		for range 8 {
-			for range 250 {
+		for range 6 {
+			for range 200 {
 				if err = h.write(d, r.IntN(numBlocks), random(r, bs)); err != nil {
 					break
 				}
@@ -386,7 +386,7 @@ func TestDamagedFiles(t *testing.T) {
 	require.NoError(t, err)
 	var detected, harmless int
 	for _, name := range names {
-		for range imagetest.Scale(12) {
+		for range imagetest.Scale(8) {
 			c := mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: r})
 			if !flip(t, r, c, "dir/"+name) {
 				continue

@@ -2,6 +2,7 @@ package pebbledev_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"io/fs"
@@ -36,11 +37,11 @@ func rng(t *testing.T) *rand.Rand {
 }
 
 func random(r *rand.Rand, n int) []byte {
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(r.Uint32())
+	p := make([]byte, (n+7)&^7)
+	for i := 0; i < n; i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], r.Uint64())
 	}
-	return p
+	return p[:n]
 }
 
 var machineA = pebbledev.UUID{0xa0, 15: 1}
@@ -178,7 +179,7 @@ func TestModel(t *testing.T) {
 	d, err := f.Create(machineA, 300_001)
 	require.NoError(t, err)
 	m := &model{make([]byte, 300_001)}
-	for i := range imagetest.Scale(1500) {
+	for i := range imagetest.Scale(1000) {
 		what := fmt.Sprintf("step %d: %s", i, m.step(t, r, d))
 		if i%10 == 0 {
 			m.check(t, d, what)
