@@ -97,4 +97,3 @@ func parseBitmap(b []byte) bitmapEntry {
 	n := bitmapHead + uint64(be.Uint32(b[20:])) + uint64(be.Uint16(b[18:]))
 	return bitmapEntry{be.Uint64(b), uint64(be.Uint32(b[8:])), (n + 7) &^ 7}
 }
-
