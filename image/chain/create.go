@@ -228,8 +228,8 @@ func cause(err error) error {
 	return err
 }
 
-// syncDir makes a new name durable.
-func syncDir(dir string) error {
+// syncDir makes a new name durable. Tests replace it.
+var syncDir = func(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -162,9 +162,7 @@ func parseNode(location, prefix string, opts map[string]string, depth int) (*nod
 	case "file", "host_device":
 		n.path, err = take(location, prefix, own, "filename", true)
 	case "pebble":
-		if n.dir, err = take(location, prefix, own, "dir", true); err == nil {
-			n.machine, err = take(location, prefix, own, "machine", false)
-		}
+		err = n.takePebble(location, prefix, own)
 	default:
 		return nil, unsupported(location, prefix+"driver", n.driver)
 	}
@@ -219,6 +217,22 @@ func (n *node) takeWindow(location, prefix string, own map[string]string) error 
 		}
 		*f.dst, n.window = v, true
 	}
+	return nil
+}
+
+func (n *node) takePebble(location, prefix string, own map[string]string) (err error) {
+	if n.dir, err = take(location, prefix, own, "dir", true); err != nil {
+		return err
+	}
+	s, err := take(location, prefix, own, "machine", false)
+	if s == "" || err != nil {
+		return err
+	}
+	id, err := pebbledev.ParseUUID(s)
+	if err != nil {
+		return badLocation(location, prefix+"machine", s, "a UUID")
+	}
+	n.machine = id.String()
 	return nil
 }
 
