@@ -45,7 +45,8 @@ func (im *Image) entryAt(t *table, i uint64, write bool) (entry, error) {
 
 // mapRun returns the mapping of the longest uniform run from off, at most n
 // bytes and within one L2 table. For a normal mapping, host is that of off.
-func (im *Image) mapRun(off int64, n uint64) (mapping, error) {
+// For writing, entries must have no defects.
+func (im *Image) mapRun(off int64, n uint64, write bool) (mapping, error) {
 	g := &im.geo
 	_, i, in := g.split(off)
 	t, err := im.l2For(off)
@@ -55,13 +56,13 @@ func (im *Image) mapRun(off int64, n uint64) (mapping, error) {
 	if t == nil {
 		return mapping{n: min(n, (1<<g.l2Bits-i)<<g.bits-in)}, nil
 	}
-	e, err := im.entryAt(t, i, false)
+	e, err := im.entryAt(t, i, write)
 	if err != nil {
 		return mapping{}, err
 	}
 	m := mapping{entry: e, n: g.cs - in}
 	for i++; m.n < n && i < 1<<g.l2Bits && e.kind != compressed; i++ {
-		next, err := im.entryAt(t, i, false)
+		next, err := im.entryAt(t, i, write)
 		if err != nil || next.kind != e.kind || next.copied != e.copied {
 			break // an error is reported when it is reached
 		}
@@ -104,7 +105,7 @@ func (im *Image) read(p []byte, off int64) (int, error) {
 	done := 0
 	for done < len(p) {
 		at := off + int64(done)
-		m, err := im.mapRun(at, uint64(len(p)-done))
+		m, err := im.mapRun(at, uint64(len(p)-done), false)
 		if err != nil {
 			return done, err
 		}
@@ -165,7 +166,7 @@ func (im *Image) overwrite(p []byte, off int64) (int, error) {
 		if i, _, _ := im.geo.split(at); i >= uint64(len(im.l1)) || im.l1[i]&flagCopied == 0 {
 			break
 		}
-		m, err := im.mapRun(at, uint64(len(p)-done))
+		m, err := im.mapRun(at, uint64(len(p)-done), true)
 		if err != nil {
 			return done, err
 		}

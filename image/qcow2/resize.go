@@ -70,7 +70,7 @@ func (im *Image) clearBeyond(old, size int64) error {
 	g := &im.geo
 	if _, _, in := g.split(old); in != 0 {
 		n := min(int64(g.cs-in), size-old)
-		m, err := im.mapRun(old, uint64(n))
+		m, err := im.mapRun(old, uint64(n), true)
 		if err != nil {
 			return err
 		}

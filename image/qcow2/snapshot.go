@@ -284,6 +284,10 @@ func (im *Image) ownEntries(t []byte) (changed bool, err error) {
 		if err != nil {
 			return false, err
 		}
+		if rc == 0 {
+			// It was counted less often than it was shared.
+			return false, im.badRefcount(e.host>>im.geo.bits, "a refcount above 0, as the disk uses the cluster")
+		}
 		want := v &^ flagCopied
 		if rc == 1 {
 			want |= flagCopied

@@ -75,7 +75,7 @@ func (im *Image) readsZero(off int64) (bool, error) {
 	if err := im.usable(true); err != nil {
 		return false, err
 	}
-	m, err := im.mapRun(off, 1)
+	m, err := im.mapRun(off, 1, true)
 	return m.kind < normal, err
 }
 
@@ -200,13 +200,13 @@ func (im *Image) BlockStatus(off, n int64) (image.Extent, error) {
 	if err := image.CheckRange(off, n, im.Size()); err != nil || n == 0 {
 		return image.Extent{}, image.ErrOutOfRange
 	}
-	m, err := im.mapRun(off, uint64(n))
+	m, err := im.mapRun(off, uint64(n), false)
 	if err != nil {
 		return image.Extent{}, err
 	}
 	// Runs go on across L2 tables and copied flags.
 	for m.n < uint64(n) && m.kind != compressed {
-		next, err := im.mapRun(off+int64(m.n), uint64(n)-m.n)
+		next, err := im.mapRun(off+int64(m.n), uint64(n)-m.n, false)
 		if err != nil || next.kind != m.kind || m.kind >= zeroAlloc && next.host != m.host+m.n {
 			break
 		}
