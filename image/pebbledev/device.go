@@ -235,7 +235,7 @@ func (d *Device) WriteAt(p []byte, off int64) (int, error) {
 func (d *Device) change(off, n int64, op func(done, n int64) error) (int, error) {
 	var done int64
 	for {
-		piece := min(n-done, MaxPending)
+		piece := min(n-done, MaxPending/4)
 		full, err := d.changePiece(off, n, func() error { return op(done, piece) })
 		if err == nil && full {
 			err = d.handOver(pebble.NoSync)

@@ -166,16 +166,16 @@ func (h *home) openDB(o *Options) error {
 	return nil
 }
 
-// pebbleOptions keeps Pebble small and silent: at most two memtables of 4 MiB
-// and a cache of 4 MiB.
+// pebbleOptions keeps Pebble small and silent: at most two memtables of 2 MiB
+// and a cache of 2 MiB.
 func (h *home) pebbleOptions(o *Options) *pebble.Options {
 	po := &pebble.Options{
 		FS:                          h.fs,
 		Lock:                        h.lock,
 		ReadOnly:                    o.ReadOnly,
 		FormatMajorVersion:          pebble.FormatWALSyncChunks,
-		CacheSize:                   4 << 20,
-		MemTableSize:                4 << 20,
+		CacheSize:                   2 << 20,
+		MemTableSize:                2 << 20,
 		MemTableStopWritesThreshold: 2,
 		MaxOpenFiles:                64,
 		DisableTableStats:           true,
