@@ -124,18 +124,25 @@ func (im *Image) touchL1(i, e uint64) {
 // writeL1Sectors writes the changed sectors of the active L1 table in place.
 func (im *Image) writeL1Sectors() error {
 	for _, s := range slices.Sorted(maps.Keys(im.l1Dirty)) {
-		first := s * sector / 8
-		b := encodeEntries(im.l1[first:min(first+sector/8, len(im.l1))])
-		off := im.hdr.l1Off + uint64(s)*sector
-		if err := im.guard(off, uint64(len(b)), metaL1); err != nil {
-			return im.poison(err)
-		}
-		if err := im.writeFile(b, off); err != nil {
+		if err := im.writeEntries(im.l1, im.hdr.l1Off, uint64(s), metaL1); err != nil {
 			return err
 		}
 	}
 	clear(im.l1Dirty)
 	return nil
+}
+
+// writeEntries writes sector s of a table at off: a whole one, which can't be
+// torn. What follows the table in its last sector is unused.
+func (im *Image) writeEntries(t []uint64, off, s uint64, k metaKind) error {
+	var b [sector]byte
+	first := s * (sector / 8)
+	copy(b[:], encodeEntries(t[first:min(first+sector/8, uint64(len(t)))]))
+	off += s * sector
+	if err := im.guard(off, sector, k); err != nil {
+		return im.poison(err)
+	}
+	return im.writeFile(b[:], off)
 }
 
 func encodeEntries(t []uint64) []byte {

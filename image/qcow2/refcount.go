@@ -190,13 +190,7 @@ func (im *Image) linkRefblock(bi, x uint64, t *table) error {
 		return err
 	}
 	im.reftable[bi] = t.off
-	var e [8]byte
-	binary.BigEndian.PutUint64(e[:], t.off)
-	at := im.hdr.reftableOff + bi*8
-	if err := im.guard(at, 8, metaReftable); err != nil {
-		return err
-	}
-	return im.writeFile(e[:], at)
+	return im.writeEntries(im.reftable, im.hdr.reftableOff, bi*8/sector, metaReftable)
 }
 
 // extendReftable makes the refcount table hold at least n entries.
