@@ -19,41 +19,133 @@ const (
 // A Blob is one blob as a device sees its memory: bytes at offsets, and Sync.
 // Writes are kept in memory until Sync commits them, all at once; after a
 // crash the blob is as it was at some Sync, or in between if more than 8 MiB
-// were written without one. A Blob may be used by many goroutines.
+// were written without one. A Blob may be used by many goroutines. While it is
+// open, only it should change its blob.
+//
+// Where the store was reverted underneath, as by loading a snapshot, writes
+// that were not synced are dropped: they belong to a state that was given up.
+// The next call says so with ErrReverted, once. A Blob without such writes
+// follows the store silently.
 type Blob struct {
 	s    *Store
 	name string
 
-	mu     sync.Mutex
-	pages  map[int64][]byte // changed pages
-	size   int64
-	resize bool // size differs from what is stored
-	shrunk int64
-	closed bool
+	mu      sync.Mutex
+	pages   map[int64][]byte // changed pages
+	size    int64
+	resize  bool  // size differs from what is stored
+	shrunk  int64 // bytes of what is stored that were never cut off
+	closed  bool
+	reverts int64 // the store's, when size and pages were read
+	gen     int64 // generation that was seen last
 }
+
+// errStale: the blob isn't what pages and size are about.
+var errStale = errors.New("blob is of another state")
 
 // Blob opens a blob for a device. With a meta the blob is made if it isn't
 // there; without one that is ErrNotFound.
 func (s *Store) Blob(name string, meta *Meta) (*Blob, error) {
-	e, err := s.Stat(name)
-	if errors.Is(err, blobdir.ErrNotFound) && meta != nil {
-		if err := s.Update(func(tx *Tx) error { return tx.Create(name, meta) }); err != nil {
-			return nil, err
+	b := &Blob{s: s, name: name}
+	err := b.refresh()
+	if errors.Is(err, ErrNotFound) && meta != nil {
+		err = s.Update(func(tx *Tx) error {
+			// Another one may have been faster.
+			if _, err := tx.Stat(name); !errors.Is(err, ErrNotFound) {
+				return err
+			}
+			return tx.Create(name, meta)
+		})
+		if err == nil {
+			err = b.refresh()
 		}
-		e, err = s.Stat(name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	b := &Blob{s: s, name: name}
-	b.reset(e.Size)
 	return b, nil
+}
+
+// refresh forgets what was not synced, and reads what there is.
+func (b *Blob) refresh() error {
+	b.reset(0)
+	b.reverts = -1 // stale, until it is found
+	reverts := b.s.reverts.Load()
+	return b.s.View(func(tx *Tx) error {
+		e, err := tx.Stat(b.name)
+		if err == nil {
+			b.reset(e.Size)
+			b.reverts, b.gen = reverts, tx.Generation()
+		}
+		return err
+	})
 }
 
 func (b *Blob) reset(size int64) {
 	b.pages = make(map[int64][]byte)
 	b.size, b.shrunk, b.resize = size, size, false
 }
+
+// current returns errStale if the store was reverted since size and pages were
+// read. The generation shows it where nobody told us.
+func (b *Blob) current(tx *Tx) error {
+	if b.reverts != b.s.reverts.Load() || tx.Generation() < b.gen {
+		return errStale
+	}
+	b.gen = tx.Generation()
+	return nil
+}
+
+// maxFollow bounds how many reverts in a row one call follows.
+const maxFollow = 8
+
+// do runs op under the lock.
+func (b *Blob) do(off int64, op func() error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return ErrClosed
+	}
+	if off < 0 {
+		return fmt.Errorf("%w: blob %q: negative offset or size %d", ErrInvalid, b.name, off)
+	}
+	return b.follow(op)
+}
+
+// follow runs op. If the store was reverted, it runs op again on the new state,
+// unless writes were lost.
+func (b *Blob) follow(op func() error) (err error) {
+	for range maxFollow {
+		err = errStale
+		if b.reverts == b.s.reverts.Load() {
+			err = op()
+		}
+		if err != errStale && !errors.Is(err, ErrReverted) {
+			return err
+		}
+		lost := len(b.pages) > 0 || b.resize
+		switch err = b.refresh(); {
+		case lost && (err == nil || errors.Is(err, ErrNotFound)):
+			return &lostError{b.name}
+		case err != nil && !errors.Is(err, ErrReverted):
+			return err
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("%w again and again: blob %q", ErrReverted, b.name)
+	}
+	return err
+}
+
+// A lostError is the ErrReverted of a Blob. It is told from one that reports a
+// new revert.
+type lostError struct{ name string }
+
+func (e *lostError) Error() string {
+	return fmt.Sprintf("%v: what was written to blob %q since its last Sync is gone", ErrReverted, e.name)
+}
+
+func (e *lostError) Is(target error) bool { return target == ErrReverted }
 
 // Name returns the blob's name.
 func (b *Blob) Name() string { return b.name }
@@ -66,30 +158,21 @@ func (b *Blob) Size() int64 {
 }
 
 // ReadAt reads as io.ReaderAt does, and sees what was written before.
-func (b *Blob) ReadAt(p []byte, off int64) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.usable(off); err != nil {
-		return 0, err
+func (b *Blob) ReadAt(p []byte, off int64) (n int, err error) {
+	err = b.do(off, func() error {
+		n = int(min(int64(len(p)), max(b.size-off, 0)))
+		if err := b.read(p[:n], off); err != nil {
+			return err
+		}
+		if n < len(p) {
+			return io.EOF
+		}
+		return nil
+	})
+	if err != nil && err != io.EOF {
+		n = 0
 	}
-	want := int(min(int64(len(p)), max(b.size-off, 0)))
-	if err := b.read(p[:want], off); err != nil {
-		return 0, err
-	}
-	if want < len(p) {
-		return want, io.EOF
-	}
-	return want, nil
-}
-
-func (b *Blob) usable(off int64) error {
-	if b.closed {
-		return blobdir.ErrClosed
-	}
-	if off < 0 {
-		return fmt.Errorf("%w: blob %q: offset %d", blobdir.ErrInvalid, b.name, off)
-	}
-	return nil
+	return n, err
 }
 
 // read fills p from changed pages and, for the rest, from the store. Bytes
@@ -101,9 +184,12 @@ func (b *Blob) read(p []byte, off int64) error {
 	stored := int(min(max(b.shrunk-off, 0), int64(len(p))))
 	if stored > 0 {
 		err := b.s.View(func(tx *Tx) error {
+			if err := b.current(tx); err != nil {
+				return err
+			}
 			_, err := tx.ReadAt(b.name, p[:stored], off)
 			if err == io.EOF {
-				return fmt.Errorf("%w: blob %q is shorter than it was", blobdir.ErrReverted, b.name)
+				return errStale // somebody else cut it
 			}
 			return err
 		})
@@ -123,85 +209,91 @@ func (b *Blob) read(p []byte, off int64) error {
 
 // WriteAt writes, and extends the blob where it reaches past its end. Nothing
 // is durable before Sync.
-func (b *Blob) WriteAt(p []byte, off int64) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.usable(off); err != nil {
-		return 0, err
-	}
+func (b *Blob) WriteAt(p []byte, off int64) (done int, err error) {
 	if off > blobdir.MaxBlobSize-int64(len(p)) {
-		return 0, fmt.Errorf("%w: blob %q: a blob has %d bytes at most", blobdir.ErrInvalid, b.name, int64(blobdir.MaxBlobSize))
+		return 0, b.tooLong()
 	}
-	done := 0
-	for done < len(p) {
-		if len(b.pages) >= maxPages {
-			if err := b.sync(); err != nil {
-				return done, err
+	err = b.do(off, func() error {
+		for done < len(p) {
+			n, err := b.writePage(p[done:], off+int64(done))
+			if err != nil {
+				return err
 			}
+			done += n
 		}
-		at := off + int64(done)
-		i := at / pageSize
-		n := min(len(p)-done, int((i+1)*pageSize-at))
-		page, ok := b.pages[i]
-		if !ok {
-			page = make([]byte, pageSize)
+		return nil
+	})
+	if errors.Is(err, ErrReverted) {
+		done = 0 // what was written is gone too
+	}
+	return done, err
+}
+
+// writePage writes what of p falls into the page at off.
+func (b *Blob) writePage(p []byte, off int64) (int, error) {
+	if len(b.pages) >= maxPages {
+		if err := b.sync(); err != nil {
+			return 0, err
+		}
+	}
+	i := off / pageSize
+	n := min(len(p), int((i+1)*pageSize-off))
+	page, ok := b.pages[i]
+	if !ok {
+		page = make([]byte, pageSize)
+		if n < pageSize {
 			have := min(pageSize, max(b.size-i*pageSize, 0))
 			if err := b.read(page[:have], i*pageSize); err != nil {
-				return done, err
+				return 0, err
 			}
-			b.pages[i] = page
 		}
-		copy(page[at-i*pageSize:], p[done:done+n])
-		done += n
-		if end := at + int64(n); end > b.size {
-			b.size, b.resize = end, true
-		}
+		b.pages[i] = page
 	}
-	return done, nil
+	copy(page[off-i*pageSize:], p[:n])
+	if end := off + int64(n); end > b.size {
+		b.size, b.resize = end, true
+	}
+	return n, nil
+}
+
+func (b *Blob) tooLong() error {
+	return fmt.Errorf("%w: blob %q: a blob has %d bytes at most", ErrInvalid, b.name, int64(blobdir.MaxBlobSize))
 }
 
 // Truncate changes the size. New bytes read as zeros.
 func (b *Blob) Truncate(size int64) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.usable(size); err != nil {
-		return err
-	}
 	if size > blobdir.MaxBlobSize {
-		return fmt.Errorf("%w: blob %q: a blob has %d bytes at most", blobdir.ErrInvalid, b.name, int64(blobdir.MaxBlobSize))
+		return b.tooLong()
 	}
-	if size == b.size {
-		return nil
-	}
-	for i, page := range b.pages {
-		switch keep := size - i*pageSize; {
-		case keep <= 0:
-			delete(b.pages, i)
-		case keep < pageSize:
-			clear(page[keep:])
+	return b.do(size, func() error {
+		if size == b.size {
+			return nil
 		}
-	}
-	b.size, b.resize = size, true
-	b.shrunk = min(b.shrunk, size)
-	return nil
+		for i, page := range b.pages {
+			switch keep := size - i*pageSize; {
+			case keep <= 0:
+				delete(b.pages, i)
+			case keep < pageSize:
+				clear(page[keep:])
+			}
+		}
+		b.size, b.resize = size, true
+		b.shrunk = min(b.shrunk, size)
+		return nil
+	})
 }
 
-// Sync commits what was written. When it returns nil, that is durable. After
-// ErrReverted the writes are gone: they belonged to a state that was given up.
-func (b *Blob) Sync() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.usable(0); err != nil {
-		return err
-	}
-	return b.sync()
-}
+// Sync commits what was written. When it returns nil, that is durable.
+func (b *Blob) Sync() error { return b.do(0, b.sync) }
 
 func (b *Blob) sync() error {
 	if len(b.pages) == 0 && !b.resize {
 		return nil
 	}
 	err := b.s.Update(func(tx *Tx) error {
+		if err := b.current(tx); err != nil {
+			return err
+		}
 		if e, err := tx.Stat(b.name); err != nil {
 			return err
 		} else if b.shrunk < e.Size {
@@ -223,14 +315,6 @@ func (b *Blob) sync() error {
 	})
 	if err == nil {
 		b.reset(b.size)
-		return nil
-	}
-	if errors.Is(err, blobdir.ErrReverted) {
-		e, serr := b.s.Stat(b.name)
-		if serr != nil {
-			e.Size = 0
-		}
-		b.reset(e.Size)
 	}
 	return err
 }
@@ -240,9 +324,9 @@ func (b *Blob) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return blobdir.ErrClosed
+		return ErrClosed
 	}
-	err := b.sync()
+	err := b.follow(b.sync)
 	b.closed = true
 	return err
 }

@@ -1,6 +1,9 @@
 package nvstore
 
 import (
+	"errors"
+	"io/fs"
+
 	"nvstore.dev/blobdir"
 	"nvstore.dev/image"
 )
@@ -8,6 +11,7 @@ import (
 // Kinds of errors, for errors.Is: package blobdir's, and package image's for
 // what the block layer says.
 var (
+	ErrFormat    = blobdir.ErrFormat    // there is no store
 	ErrNotFound  = blobdir.ErrNotFound  // no blob of that name
 	ErrExist     = blobdir.ErrExist     // a blob of that name, or a store, is there already
 	ErrInvalid   = blobdir.ErrInvalid   // a name, attribute or size outside the limits
@@ -21,4 +25,19 @@ var (
 	ErrReadOnly  = blobdir.ErrReadOnly  // opened for reading
 	ErrNoSpace   = blobdir.ErrNoSpace   // the image is full and can't grow
 	ErrLocked    = image.ErrLocked      // another process holds the image
+	ErrClosed    = blobdir.ErrClosed    // the store, blob or transaction was closed
 )
+
+// taken makes an ErrExist of what the block layer says when a new image's name
+// isn't free.
+func taken(err error) error {
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, image.ErrExist) {
+		return takenError{err}
+	}
+	return err
+}
+
+type takenError struct{ error }
+
+func (e takenError) Unwrap() error        { return e.error }
+func (e takenError) Is(target error) bool { return target == ErrExist }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"nvstore.dev/blobdir"
@@ -94,6 +95,11 @@ type Store struct {
 	location string
 	idle     time.Duration
 
+	// writer is held by updates and settling, so that no update begins
+	// before the store knows what the last one noticed.
+	writer  sync.Mutex
+	reverts atomic.Int64 // how often a change underneath was noticed
+
 	mu     sync.Mutex
 	timer  *time.Timer
 	closed bool
@@ -154,14 +160,14 @@ func Create(location string, opts *CreateOptions) (*Store, error) {
 	}
 	pending, err := chain.Create(location, &chain.CreateOptions{Format: o.Format, Size: o.Size, ClusterSize: o.ClusterSize})
 	if err != nil {
-		return nil, err
+		return nil, taken(err)
 	}
 	s, err := CreateDevice(pending.Device, &o)
 	if err != nil {
 		return nil, errors.Join(err, pending.Abort())
 	}
 	if err := pending.Commit(); err != nil {
-		return nil, errors.Join(err, s.Close(), pending.Abort())
+		return nil, taken(errors.Join(err, s.Close(), pending.Abort()))
 	}
 	s.location = pending.Location
 	return s, nil
@@ -193,8 +199,12 @@ func (s *Store) Close() error {
 	return s.dir.Close()
 }
 
-// View runs fn on the newest generation, which stands still for it.
-func (s *Store) View(fn func(*Tx) error) error { return s.dir.View(fn) }
+// View runs fn on the newest generation, which stands still for it. If the
+// image turns out to have been changed underneath, and what fn wants to read
+// is gone, the error is ErrReverted.
+func (s *Store) View(fn func(*Tx) error) error {
+	return s.notice(s.dir.View(fn))
+}
 
 // Update runs fn and commits what it did, all of it or nothing; when it
 // returns nil, the change is durable. If the image turns out to have been
@@ -209,15 +219,31 @@ func (s *Store) UpdateAgain(fn func(*Tx) error) error {
 }
 
 func (s *Store) update(fn func(*Tx) error, o *blobdir.TxOptions) error {
-	err := s.dir.Update(fn, o)
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	again := false
+	err := s.notice(s.dir.Update(func(tx *Tx) error {
+		if again {
+			s.reverts.Add(1)
+		}
+		again = true
+		return fn(tx)
+	}, o))
 	if err == nil {
 		s.settleSoon()
 	}
 	return err
 }
 
+// notice counts changes underneath.
+func (s *Store) notice(err error) error {
+	if errors.Is(err, ErrReverted) && !errors.As(err, new(*lostError)) {
+		s.reverts.Add(1)
+	}
+	return err
+}
+
 // settleSoon settles the store when nothing has been committed for a while.
-// An error there shows at the next commit.
 func (s *Store) settleSoon() {
 	idle := s.idle
 	if idle == 0 {
@@ -229,10 +255,18 @@ func (s *Store) settleSoon() {
 		return
 	}
 	if s.timer == nil {
-		s.timer = time.AfterFunc(idle, func() { _ = s.dir.Settle() })
+		s.timer = time.AfterFunc(idle, s.settle)
 		return
 	}
 	s.timer.Reset(idle)
+}
+
+// settle has nobody to tell of an error: a failed write shows at the next
+// call, and blobs follow a revert.
+func (s *Store) settle() {
+	s.writer.Lock()
+	defer s.writer.Unlock()
+	_ = s.notice(s.dir.Settle())
 }
 
 // Get returns a blob's content.
