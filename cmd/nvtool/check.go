@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"nvstore.dev/blobdir"
+	"nvstore.dev/crypto/keyslot"
+	"nvstore.dev/image"
+	"nvstore.dev/image/qcow2"
+	"nvstore.dev/nvstore"
+)
+
+func (a *app) checkCmd() *cobra.Command {
+	var ref imageRef
+	var key keyFlags
+	c := a.verb("check IMAGE", "Read everything, and report damage, leaks and oddities", func(ctx context.Context, args []string) error {
+		if _, err := ref.take(args, 0, 0, ""); err != nil {
+			return err
+		}
+		return a.check(ctx, &ref, &key)
+	})
+	c.Long = `Read everything that the store reaches, compare every checksum and, with the
+key, every MAC and tag; compare what is free with what is in use; and check the
+qcow2 image below. Nothing is changed.
+
+Exit code 0: clean, though there may be warnings. 12: errors. 20: leaks only.`
+	ref.flags(c)
+	key.flags(c, "the ")
+	return c
+}
+
+func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags) (err error) {
+	cred, err := key.credential(ctx, a, false)
+	if err != nil {
+		return err
+	}
+	defer wipe(cred)
+	dev, err := a.device(ref, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dev.Close()) }()
+	rep := &nvstore.Report{Errors: []blobdir.Problem{}, Leaks: []blobdir.Problem{}, Warnings: []blobdir.Problem{}}
+	if err := checkBelow(ctx, dev, rep); err != nil {
+		return a.explain(ref, err)
+	}
+	broken := a.checkStore(ctx, dev, cred, rep)
+	if broken != nil && !isDamage(broken) {
+		return a.explain(ref, broken)
+	}
+	if err := a.printReport(ref, rep); err != nil {
+		return err
+	}
+	switch {
+	case broken != nil: // the store can't be opened
+		return a.explain(ref, broken)
+	case len(rep.Errors) > 0:
+		return fmt.Errorf("%s: %w: %d errors", ref.location, errDamage, len(rep.Errors))
+	case len(rep.Leaks) > 0:
+		return fmt.Errorf("%s: %w: %d", ref.location, errLeaks, len(rep.Leaks))
+	}
+	return nil
+}
+
+// isDamage tells what check reports from what keeps it from checking.
+func isDamage(err error) bool {
+	for _, k := range []error{blobdir.ErrCorrupt, blobdir.ErrTampered, blobdir.ErrStraddled} {
+		if errors.Is(err, k) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkBelow checks the qcow2 image, if the store lies in one.
+func checkBelow(ctx context.Context, dev image.Device, rep *nvstore.Report) error {
+	im, ok := image.As[*qcow2.Image](dev)
+	if !ok {
+		return nil
+	}
+	res, err := im.Check(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("checking the qcow2 image: %w", err)
+	}
+	for _, f := range res.Findings {
+		where := "qcow2"
+		if f.Where >= 0 {
+			where = fmt.Sprintf("qcow2 at byte %#x of the file", f.Where)
+		}
+		p := blobdir.Problem{Code: "qcow2-" + f.Code, Where: where, Message: f.Message}
+		if f.Error {
+			rep.Errors = append(rep.Errors, p)
+		} else {
+			rep.Leaks = append(rep.Leaks, p)
+		}
+	}
+	return nil
+}
+
+// checkStore adds what is wrong with the store. An error of a kind that
+// isDamage knows is in the report too.
+func (a *app) checkStore(ctx context.Context, dev image.Device, cred *keyslot.Credential, rep *nvstore.Report) error {
+	err := peek(dev, cred, func(s *nvstore.Store) error {
+		a.warnStatus(s)
+		bar := a.bar("check", 1)
+		defer bar.end()
+		r, err := s.Check(ctx, bar.set)
+		if err != nil {
+			return err
+		}
+		rep.Errors = append(rep.Errors, r.Errors...)
+		rep.Leaks = append(rep.Leaks, r.Leaks...)
+		rep.Warnings = append(rep.Warnings, r.Warnings...)
+		rep.Generation, rep.Blobs, rep.Bytes, rep.Keyless = r.Generation, r.Blobs, r.Bytes, r.Keyless
+		return nil
+	})
+	if !isDamage(err) {
+		return err
+	}
+	p := blobdir.Problem{Code: "damage", Where: "store", Message: err.Error()}
+	if e := (*blobdir.Error)(nil); errors.As(err, &e) {
+		if e.Rule != "" {
+			p.Code = e.Rule
+		}
+		if p.Where = e.Struct; e.Off >= 0 {
+			p.Where += fmt.Sprintf(" at byte %#x", e.Off)
+		}
+	}
+	rep.Errors = append(rep.Errors, p)
+	return err
+}
+
+func (a *app) printReport(ref *imageRef, rep *nvstore.Report) error {
+	if rep.Keyless {
+		a.warnf("the store is sealed and no key was given: checksums were checked, authenticity was not")
+	}
+	if a.json {
+		return a.printJSON(rep)
+	}
+	for _, list := range []struct {
+		name     string
+		problems []blobdir.Problem
+	}{{"error", rep.Errors}, {"leak", rep.Leaks}, {"warning", rep.Warnings}} {
+		for _, p := range list.problems {
+			message := strings.TrimSuffix(p.Message, " ("+p.Code+")")
+			fmt.Fprintf(a.out, "%s: %s: %s: %s\n", list.name, p.Code, printable(p.Where), printable(message))
+		}
+	}
+	a.sayf("%s: generation %d, %d blobs, %s checked: %d errors, %d leaks, %d warnings", printable(ref.location),
+		rep.Generation, rep.Blobs, roughSize(rep.Bytes), len(rep.Errors), len(rep.Leaks), len(rep.Warnings))
+	return nil
+}

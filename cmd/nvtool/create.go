@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"nvstore.dev/nvstore"
+)
+
+type createOptions struct {
+	ref               imageRef
+	key               keyFlags
+	kdf               kdfFlags
+	size, max, chunks size
+	fixed, existing   bool
+	sealNames         bool
+	label             string
+}
+
+func (a *app) createCmd() *cobra.Command {
+	var o createOptions
+	c := a.verb("create IMAGE [-f qcow2|raw] [--size 64M] [KEY]", "Make an image with an empty store",
+		func(ctx context.Context, args []string) error { return a.create(ctx, &o, args) })
+	c.Long = `Make an image with an empty store in it. With a key the store is sealed:
+content and attributes are encrypted, and everything is authenticated. Without
+one it is plain, and whoever reads the image reads the secrets in it.
+
+The image appears under its name only when it is whole. It takes space as it is
+used, and grows unless it is --fixed. A stack given by --image-opts, and with
+--existing also a PATH, must be there already, and blank where the store's
+fixed structures go.`
+	c.Example = `  nvtool create vm.qcow2 --passphrase-file pass
+  nvtool create nv.img -f raw --size 8M --fixed --key-file key
+  nvtool create pebble:/var/lib/nv/6e76746f-6f6c-4000-8000-000000000001`
+	o.ref.flags(c)
+	o.key.flags(c, "the ")
+	o.kdf.flags(c)
+	f := c.Flags()
+	f.Var(&o.size, "size", "the image's `SIZE` at first (default 64M)")
+	f.Var(&o.max, "max-size", "`SIZE` beyond which the image isn't grown (default: no limit)")
+	f.BoolVar(&o.fixed, "fixed", false, "never grow the image: --max-size is --size")
+	f.Var(&o.chunks, "cluster-size", "of a qcow2 image, a `SIZE` from 512 to 2M (default 64k)")
+	f.BoolVar(&o.existing, "existing", false, "make the store on an image that is there already")
+	f.BoolVar(&o.sealNames, "seal-names", false, "hide names, types and writers too; then ls needs the key")
+	f.StringVar(&o.label, "key-label", "", "a `LABEL` for the key's slot, readable without the key")
+	c.MarkFlagsMutuallyExclusive("fixed", "max-size")
+	return c
+}
+
+func (a *app) create(ctx context.Context, o *createOptions, args []string) error {
+	if _, err := o.ref.take(args, 0, 0, ""); err != nil {
+		return err
+	}
+	params, err := o.kdf.params()
+	if err != nil {
+		return err
+	}
+	cred, err := o.key.credential(ctx, a, true)
+	if err != nil {
+		return err
+	}
+	defer wipe(cred)
+	if o.sealNames && cred == nil {
+		return usagef("--seal-names needs a key")
+	}
+	opts := &nvstore.CreateOptions{Format: o.ref.format, Size: int64(o.size), MaxSize: int64(o.max), ClusterSize: int(o.chunks),
+		Key: cred, KDF: params, KeyLabel: o.label, SealNames: o.sealNames, Existing: o.existing || o.ref.opts != "", Idle: -1}
+	if o.fixed {
+		if opts.MaxSize = opts.Size; opts.MaxSize == 0 {
+			opts.MaxSize = 64 << 20
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := nvstore.Create(o.ref.location, opts)
+	if err != nil {
+		return a.explain(&o.ref, existsHint(err))
+	}
+	err = a.created(s, &o.ref)
+	closing(s, &err)
+	return err
+}
+
+func existsHint(err error) error {
+	if kindOf(err).name == "exists" {
+		return withHint(err, "choose another path; --existing makes a store on a blank image that is there already")
+	}
+	return err
+}
+
+func (a *app) created(s *nvstore.Store, ref *imageRef) error {
+	info, err := s.Info()
+	if err != nil {
+		return err
+	}
+	if !info.Sealed {
+		// Said even with -q: whoever thinks that it is sealed must learn.
+		fmt.Fprintln(a.err, "nvtool: warning: THE STORE IS NOT SEALED: no key was given. Whoever can read the image can read and change all that is put there.")
+	}
+	if a.json {
+		return a.printJSON(describe(s, info, ref))
+	}
+	sealed := "plain"
+	if info.Sealed {
+		sealed = "sealed"
+	}
+	a.sayf("%s: %s store %s in a %s image of %s", printable(ref.location), sealed, uuidText(info.UUID),
+		formatOf(s.Dir().Device()), roughSize(info.Size))
+	return nil
+}
