@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"math"
 	"slices"
@@ -274,25 +275,58 @@ func (b *blob) storeChunk(index int64, p []byte, more int64) error {
 		return err
 	}
 	c := &chunkRef{index: index, reference: reference{off: off, length: int64(len(p)), gen: tx.gen}}
-	if k := tx.prof.keys; k != nil {
-		ct, box, err := k.chunk.Seal(nil, p, chunkContext(k.store, b.ID, b.Type, c.gen, index, c.length))
+	k := tx.prof.keys
+	extra := 0
+	if k != nil {
+		extra = seal.TagSize
+	}
+	room, err := tx.room(off, len(p), extra)
+	if err != nil {
+		return err
+	}
+	copy(room, p)
+	if k != nil {
+		box, err := k.chunk.SealInPlace(room, chunkContext(k.store, b.ID, b.Type, c.gen, index, c.length))
 		if err != nil {
 			return err
 		}
-		p, c.box = ct, &sealBox{box}
+		clear(room[len(p):]) // the tag is in the box; zeros follow the chunk
+		c.box = &sealBox{box}
+		tx.d.remember(c, p)
 	}
-	c.crc = checksum(p)
-	if err := tx.write(off, p); err != nil {
-		return err
-	}
+	c.crc = checksum(room[:len(p)])
 	return b.setChunk(index, c)
+}
+
+// A fingerprint of a sealed chunk's content lets a Put of other bytes be told
+// from one of the same without reading: other fingerprints are other bytes.
+// It lives in memory only.
+type fingerprint struct {
+	gen int64
+	sum uint64
+}
+
+var printSeed = maphash.MakeSeed()
+
+const maxPrints = 4096
+
+func (d *Dir) remember(c *chunkRef, p []byte) {
+	if d.prints == nil || len(d.prints) >= maxPrints {
+		d.prints = make(map[int64]fingerprint)
+	}
+	d.prints[c.off] = fingerprint{c.gen, maphash.Bytes(printSeed, p)}
+}
+
+func (d *Dir) differs(c *chunkRef, p []byte) bool {
+	f, ok := d.prints[c.off]
+	return ok && f.gen == c.gen && f.sum != maphash.Bytes(printSeed, p)
 }
 
 // sameChunk tells whether a stored chunk has this content. In a plain store
 // the checksum, which was computed over the same bytes, says no for nothing.
 // A chunk that can't be read is not the same: writing it anew heals it.
 func (b *blob) sameChunk(old *chunkRef, p []byte) (bool, error) {
-	if !b.tx.prof.sealed && old.crc != checksum(p) {
+	if b.tx.prof.sealed && b.tx.d.differs(old, p) || !b.tx.prof.sealed && old.crc != checksum(p) {
 		return false, nil
 	}
 	stored, err := b.openChunk(old)

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/crc32"
+	"slices"
 	"time"
 
 	"nvstore.dev/image"
@@ -54,6 +56,7 @@ func (d *Dir) update(fn func(*Tx) error) error {
 		return ErrReadOnly
 	}
 	tx := d.begin()
+	defer func() { d.outbuf = tx.out.buf[:0] }()
 	err := fn(tx)
 	if err == nil {
 		err = tx.failed
@@ -74,6 +77,7 @@ func (d *Dir) begin() *Tx {
 	st := d.st.Load()
 	tx := &Tx{d: d, st: st, gen: st.highest + 1, oldest: d.oldestReader(), overlay: make(map[string]*blob), blobs: st.root.blobs,
 		now: time.Now().UTC().Truncate(time.Second)}
+	tx.out.buf = d.outbuf
 	tx.wprof = st.prof
 	tx.wprof.gen = tx.gen
 	tx.prof = &tx.wprof
@@ -105,12 +109,9 @@ func (tx *Tx) start() error {
 // unchanged returns an ErrReverted, and reads the store anew, if the roots
 // aren't what this handle last saw.
 func (tx *Tx) unchanged() error {
-	now, err := readSlots(tx.d.dev)
-	if err != nil {
+	same, err := sameSlots(tx.d.dev, tx.st.slots)
+	if same || err != nil {
 		return err
-	}
-	if sameSlots(now, tx.st.slots) {
-		return nil
 	}
 	return tx.d.reverted("before the commit")
 }
@@ -130,18 +131,28 @@ func (d *Dir) reverted(when string) error {
 
 // write queues an extent, padded to whole blocks.
 func (tx *Tx) write(off int64, p []byte) error {
+	room, err := tx.room(off, len(p), 0)
+	copy(room, p)
+	return err
+}
+
+// room queues an extent of n bytes for the caller to fill, padded to whole
+// blocks. The slice has extra bytes more, which are lost afterwards.
+func (tx *Tx) room(off int64, n, extra int) ([]byte, error) {
 	o := &tx.out
-	if len(o.buf) > 0 && (off != o.off+int64(len(o.buf)) || len(o.buf)+len(p) > maxWrite) {
+	padded := int(roundUp(int64(n)))
+	if len(o.buf) > 0 && (off != o.off+int64(len(o.buf)) || len(o.buf)+padded > maxWrite) {
 		if err := tx.flush(); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if len(o.buf) == 0 {
 		o.off = off
 	}
-	o.buf = append(o.buf, p...)
-	o.buf = append(o.buf, zeroBlock[:roundUp(int64(len(p)))-int64(len(p))]...)
-	return nil
+	start := len(o.buf)
+	o.buf = slices.Grow(o.buf, padded+extra)[:start+padded]
+	clear(o.buf[start+n:])
+	return o.buf[start : start+n : cap(o.buf)][:n+extra], nil
 }
 
 var zeroBlock [BlockSize]byte
@@ -258,28 +269,39 @@ func (tx *Tx) commit() error {
 // to a snapshot with these very roots, between two of our writes, shows only
 // in the extents. Reading comes from the page cache, and costs little.
 func (tx *Tx) confirm(expect [2]slotRead) error {
-	now, err := readSlots(tx.d.dev)
+	same, err := sameSlots(tx.d.dev, expect)
 	if err != nil {
 		return tx.d.poison(err)
 	}
-	if !sameSlots(now, expect) {
+	if !same {
 		return tx.d.reverted("during the commit, which doesn't count")
 	}
-	buf := make([]byte, 0, maxWrite)
 	for _, w := range tx.out.written {
-		p := buf[:0]
-		if int64(cap(p)) < w.length {
-			p = make([]byte, 0, w.length)
-		}
-		p = p[:w.length]
-		if err := image.ReadFull(tx.d.dev, p, w.off); err != nil {
+		crc, err := tx.d.sumOf(w.off, w.length)
+		if err != nil {
 			return tx.d.poison(err)
 		}
-		if checksum(p) != w.crc {
+		if crc != w.crc {
 			return tx.d.reverted("during the commit, which doesn't count")
 		}
 	}
 	return nil
+}
+
+// sumOf reads a run of bytes and returns its checksum.
+func (d *Dir) sumOf(off, n int64) (crc uint32, err error) {
+	if d.scratch == nil {
+		d.scratch = make([]byte, 64<<10)
+	}
+	for n > 0 {
+		p := d.scratch[:min(n, int64(len(d.scratch)))]
+		if err := image.ReadFull(d.dev, p, off); err != nil {
+			return 0, err
+		}
+		crc = crc32.Update(crc, castagnoli, p)
+		off, n = off+int64(len(p)), n-int64(len(p))
+	}
+	return crc, nil
 }
 
 // newRoot writes the directory and the free space, and returns the root.

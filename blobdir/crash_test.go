@@ -118,8 +118,9 @@ type crashRun struct {
 	dev   *imagetest.CrashDevice
 	rng   *mrand.Rand
 
-	distinct map[uint64]bool
-	states   int
+	exhaustive int // sectors in flight up to which every subset is tried; 0 is 12
+	distinct   map[uint64]bool
+	states     int
 }
 
 // populate makes a store with a few blobs and some generations behind it.
@@ -290,12 +291,12 @@ func (r *crashRun) history(h []int, c content, samples int) {
 		if step == len(h)-1 {
 			seen := map[uint64]bool{}
 			for ; at < end; at++ {
-				cfg := &imagetest.StateConfig{Samples: samples, Seed: r.rng.Uint64(), Seen: seen}
+				cfg := &imagetest.StateConfig{Exhaustive: r.exhaustive, Samples: samples, Seed: r.rng.Uint64(), Seen: seen}
 				for s := range r.dev.CrashStates(at, cfg) {
 					r.state(s, []content{before, c})
 				}
 			}
-			for s := range r.dev.CrashStates(end, &imagetest.StateConfig{Samples: samples}) {
+			for s := range r.dev.CrashStates(end, &imagetest.StateConfig{Exhaustive: r.exhaustive, Samples: samples}) {
 				r.state(s, []content{c})
 			}
 		}

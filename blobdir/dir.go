@@ -42,9 +42,13 @@ type Dir struct {
 	opts Options
 	keys *keys // set once by the first load
 
-	writer sync.Mutex // serialises updates, settling and reloading
-	st     atomic.Pointer[state]
-	cache  nodeCache
+	writer  sync.Mutex // serialises updates, settling and reloading; guards the next three
+	outbuf  []byte
+	scratch []byte
+	prints  map[int64]fingerprint
+
+	st    atomic.Pointer[state]
+	cache nodeCache
 
 	mu      sync.Mutex
 	readers map[int64]int // generation → open View transactions
@@ -130,7 +134,7 @@ func (d *Dir) View(fn func(*Tx) error) error {
 	if damaged(err) {
 		// What looks like damage may be another generation: the image
 		// was reverted, or written by somebody else.
-		if now, rerr := readSlots(d.dev); rerr == nil && !sameSlots(now, st.slots) && d.st.Load() == st {
+		if same, rerr := sameSlots(d.dev, st.slots); rerr == nil && !same && d.st.Load() == st {
 			if rerr := d.Reload(); rerr != nil {
 				return fmt.Errorf("%w; reading it anew: %w", ErrReverted, rerr)
 			}

@@ -451,7 +451,9 @@ func TestFreeTree(t *testing.T) {
 		dev := imagetest.NewCrash(1<<20, nil)
 		d, err := blobdir.Create(dev, createOptions(t, kind))
 		require.NoError(t, err)
-		name := func(i int) string { return string(rune('a'+i%26)) + "/" + string(rune('a'+i/26%26)) + string(rune('a'+i/676)) }
+		name := func(i int) string {
+			return string(rune('a'+i%26)) + "/" + string(rune('a'+i/26%26)) + string(rune('a'+i/676))
+		}
 		require.NoError(t, d.Update(func(tx *blobdir.Tx) error {
 			for i := range 4000 {
 				if err := tx.Put(name(i), []byte{byte(i), byte(i >> 8)}, nil); err != nil {

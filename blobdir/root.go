@@ -241,7 +241,19 @@ func readSlots(dev image.Device) (s [2]slotRead, err error) {
 	return s, nil
 }
 
-// sameSlots tells whether the slots hold the same bytes, damaged or not.
-func sameSlots(a, b [2]slotRead) bool {
-	return bytes.Equal(a[0].raw, b[0].raw) && bytes.Equal(a[1].raw, b[1].raw)
+// sameSlots tells whether the slots on the device hold the bytes that were
+// last seen there, damaged or not.
+func sameSlots(dev image.Device, last [2]slotRead) (bool, error) {
+	var p [maxRoot]byte
+	for i, s := range last {
+		if err := image.ReadFull(dev, p[:], rootSlots[i]); err == io.ErrUnexpectedEOF {
+			return false, nil
+		} else if err != nil {
+			return false, err
+		}
+		if !bytes.Equal(p[:], s.raw) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
