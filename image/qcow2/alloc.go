@@ -162,6 +162,9 @@ func (im *Image) growFile(end uint64) error {
 	if errors.Is(err, image.ErrNoSpace) {
 		err = r.Resize(int64(end))
 	}
+	if err == nil && uint64(im.file.Size()) < end {
+		err = image.ErrNoSpace
+	}
 	switch {
 	case err == nil:
 		im.alloc.grew = true

@@ -87,3 +87,32 @@ func TestSnapshots(t *testing.T) {
 		}
 	}
 }
+
+// TestIncompleteCluster has a file that ends inside its last cluster, as QEMU
+// leaves it, and a file that was cut.
+func TestIncompleteCluster(t *testing.T) {
+	im, d := create(t, &qcow2.CreateOptions{Size: 1 << 20})
+	_, err := im.WriteAt(bytes.Repeat([]byte{1}, 200_000), 0)
+	require.NoError(t, err)
+	require.NoError(t, im.Close())
+	r, _ := image.As[image.Resizer](d)
+	require.NoError(t, r.Resize(d.Size()-65536+1000))
+	im = open(t, d)
+	noErrors(t, im, false)
+	want := contents(t, im)
+	require.Equal(t, byte(0), want[199_000])
+	p := bytes.Repeat([]byte{2}, 150_000)
+	_, err = im.WriteAt(p, 60_000)
+	require.NoError(t, err)
+	copy(want[60_000:], p)
+	require.True(t, bytes.Equal(want, contents(t, im)))
+	require.NoError(t, im.Close())
+	checkDevice(t, d, want)
+
+	require.NoError(t, r.Resize(d.Size()-100_000))
+	im, err = qcow2.Open(d, &qcow2.OpenOptions{ReadOnly: true})
+	require.NoError(t, err)
+	_, err = im.ReadAt(make([]byte, 200_000), 0)
+	require.ErrorIs(t, err, image.ErrCorrupt)
+	require.ErrorContains(t, err, "inside the file")
+}

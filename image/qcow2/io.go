@@ -25,8 +25,24 @@ func (im *Image) l2For(off int64) (*table, error) {
 		return nil, im.badEntry("L1 table", im.hdr.l1Off+i*8, im.l1[i], bad.want)
 	case t == 0:
 		return nil, nil
+	case t >= im.fileEnd():
+		return nil, im.badEntry("L1 table", im.hdr.l1Off+i*8, im.l1[i], "a table inside the file")
 	}
 	return im.l2c.get(t, im.loadTable)
+}
+
+// fileEnd is where the last cluster of the file ends, which may be incomplete.
+func (im *Image) fileEnd() uint64 {
+	return im.geo.clusters(uint64(im.file.Size())) << im.geo.bits
+}
+
+// inFile refuses a run of data that lies behind the end of the file: the file
+// was cut.
+func (im *Image) inFile(off, n uint64) error {
+	if end := im.fileEnd(); off >= end || n > end-off {
+		return fieldError{im.path, "qcow2 cluster"}.at(int64(off), "", nil, "a cluster inside the file", image.ErrCorrupt)
+	}
+	return nil
 }
 
 func (im *Image) badEntry(name string, at uint64, got any, want string) error {
@@ -112,7 +128,9 @@ func (im *Image) read(p []byte, off int64) (int, error) {
 		b := p[done:][:m.n]
 		switch m.kind {
 		case normal:
-			err = readFile(im.file, b, m.host)
+			if err = im.inFile(m.host, m.n); err == nil {
+				err = readFile(im.file, b, m.host)
+			}
 		case compressed:
 			_, _, in := im.geo.split(at)
 			err = im.unpacked.read(im, m.entry, b, in)
@@ -170,11 +188,14 @@ func (im *Image) overwrite(p []byte, off int64) (int, error) {
 		if err != nil {
 			return done, err
 		}
-		if m.kind != normal || !m.copied || m.host+m.n > uint64(im.file.Size()) {
+		if m.kind != normal || !m.copied {
 			break
 		}
 		if err := im.ownData(m.host, m.n); err != nil {
 			return done, err
+		}
+		if m.n = min(m.n, max(uint64(im.file.Size()), m.host)-m.host); m.n == 0 {
+			break // the last cluster is incomplete
 		}
 		n, err := im.file.WriteAt(p[done:][:m.n], int64(m.host))
 		if done += n; err != nil {
@@ -188,6 +209,9 @@ func (im *Image) overwrite(p []byte, off int64) (int, error) {
 // refcount of one and hold no metadata.
 func (im *Image) ownData(off, n uint64) error {
 	if err := im.guard(off, n, metaNone); err != nil {
+		return err
+	}
+	if err := im.inFile(off, n); err != nil {
 		return err
 	}
 	for c := off >> im.geo.bits; c <= (off+n-1)>>im.geo.bits; c++ {
@@ -270,8 +294,11 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 	host, zeroed := e.host, false
 	switch {
 	case e.kind == normal && e.copied:
-		// In place, if the file is long enough.
-		return false, im.growFile(e.host + im.geo.cs)
+		// In place, once the file is long enough.
+		if err := im.ownData(host, im.geo.cs); err != nil {
+			return false, err
+		}
+		return false, im.growFile(host + im.geo.cs)
 	case e.kind == zeroAlloc && e.copied:
 		err = im.ownData(host, im.geo.cs)
 	default:
@@ -318,7 +345,9 @@ func (w *batch) fill(e entry, host, lo, hi uint64, zeroed bool) error {
 		var err error
 		switch {
 		case e.kind == normal:
-			err = readFile(im.file, b, e.host+lo)
+			if err = im.inFile(e.host, im.geo.cs); err == nil {
+				err = readFile(im.file, b, e.host+lo)
+			}
 		case e.kind == compressed:
 			err = im.unpacked.read(im, e, b, lo)
 		case zeroed:
