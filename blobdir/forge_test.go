@@ -148,7 +148,12 @@ func (e *el) index(part string) int {
 			return i
 		}
 		want, _ := strconv.ParseUint(tag, 0, 8)
-		return slices.IndexFunc(e.kids, func(k *el) bool { return k.tag == byte(want) })
+		first := slices.IndexFunc(e.fields, func(f string) bool { return strings.Contains(f, "=") })
+		for i := first; i < len(e.kids); i++ {
+			if e.kids[i].tag == byte(want) {
+				return i
+			}
+		}
 	}
 	return -1
 }
@@ -234,6 +239,7 @@ type forgery struct {
 	master  []byte
 	sealed  bool
 	names   bool // sealed names
+	cut     int  // bytes that reseal returns, if not 0
 
 	dir, free, slots *extent
 }
@@ -377,14 +383,12 @@ func (f *forgery) entries() (es []*el) {
 	return es
 }
 
-// place puts an extent on new blocks at the end of the image.
+// place puts an extent on new blocks behind all that is in use.
 func (f *forgery) place(x *extent) *extent {
-	x.off = int64(len(f.img))
-	f.img = append(f.img, make([]byte, (len(x.bytes())+4095)&^4095)...)
 	end := f.free.el.at("end")
-	if !end.keep {
-		end.val = derInt(int64(len(f.img))).val
-	}
+	x.off = end.int()
+	end.val = derInt((x.off + int64(len(x.bytes())) + 4095) &^ 4095).val
+	f.img = append(f.img, make([]byte, max(0, end.int()-int64(len(f.img))))...)
 	return x
 }
 
@@ -398,9 +402,13 @@ func (f *forgery) reference(tag byte, x *extent, gen int64) *el {
 	return r
 }
 
-func put4(e *el, v []byte) {
-	if !e.keep && e.raw == nil {
-		e.val = v
+// fill sets a field that is there and that no test has set.
+func (e *el) fill(field string, v []byte) {
+	if !e.has(field) {
+		return
+	}
+	if k := e.at(field); !k.keep && k.raw == nil {
+		k.val = v
 	}
 }
 
@@ -421,24 +429,22 @@ func (f *forgery) resealWith(mac []byte) []byte {
 			if x.keep {
 				return
 			}
-			if n := x.ref.at("length"); !n.keep {
-				n.val = derInt(int64(len(p))).val
-			}
-			put4(x.ref.at("crc32c"), crcOf(p))
-			if x.kind != "chunk" && x.ref.has("mac") && mac != nil {
-				put4(x.ref.at("mac"), sum("nvstore v1 node", p))
+			x.ref.fill("length", derInt(int64(len(p))).val)
+			x.ref.fill("crc32c", crcOf(p))
+			if x.kind != "chunk" && mac != nil {
+				x.ref.fill("mac", sum("nvstore v1 node", p))
 			}
 		})
 	}
 	seal := func(e *el, label string, off int64) []byte {
-		if e.has("mac") && mac != nil {
-			put4(e.at("mac"), sum(label, e.at("body").encode()))
+		if mac != nil {
+			e.fill("mac", sum(label, e.at("body").encode()))
 		}
 		var covered []byte
 		for _, k := range e.kids[:e.index("crc32c")] {
 			covered = append(covered, k.encode()...)
 		}
-		put4(e.at("crc32c"), crcOf(covered))
+		e.fill("crc32c", crcOf(covered))
 		p := e.encode()
 		clear(f.img[off : off+512])
 		copy(f.img[off:off+512], p)
@@ -446,14 +452,17 @@ func (f *forgery) resealWith(mac []byte) []byte {
 	}
 	old := seal(f.roots[1-f.newest], "nvstore v1 root", forgeRoots[1-f.newest])
 	digest := sha256.Sum256(old)
-	put4(f.body().at("parent"), digest[:])
+	f.body().fill("parent", digest[:])
 	digest = sha256.Sum256(seal(f.root(), "nvstore v1 root", forgeRoots[f.newest]))
 	clear(f.img[forgeSettled : forgeSettled+512])
 	if f.settled != nil {
-		put4(f.settled.at("body.digest"), digest[:])
+		f.settled.at("body").fill("digest", digest[:])
 		seal(f.settled, "nvstore v1 settled", forgeSettled)
 	}
 	seal(f.header, "", 0)
+	if f.cut > 0 {
+		return f.img[:f.cut]
+	}
 	return f.img
 }
 
