@@ -381,8 +381,9 @@ func (tx *Tx) writeFree(old reference) (reference, error) {
 		}
 	}
 	for _, off := range places {
-		s.node.insert(freeExtent{off: off, length: BlockSize})
+		s.freed = append(s.freed, freeExtent{off: off, length: BlockSize})
 	}
+	s.absorb()
 	s.node.tree = nil
 	if !s.tree.empty() {
 		ref := s.tree.root.ref

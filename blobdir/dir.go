@@ -244,10 +244,9 @@ func (d *Dir) freeBytes(st *state) (int64, error) {
 	if free.tree != nil {
 		t := tree{kind: freeTree, pg: &reader{d, &st.prof}, root: kid{ref: *free.tree}}
 		err := t.ascend(intKey(0), func(_, item []byte) (bool, error) {
-			dec := newDecoder(item, -1, "free tree")
-			in := dec.all0()
-			total += dec.freeExtent(&in, maxGeneration).length
-			return true, dec.err
+			e, err := parseFreeItem(item)
+			total += e.length
+			return true, err
 		})
 		if err != nil {
 			return 0, err

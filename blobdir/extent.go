@@ -1,6 +1,7 @@
 package blobdir
 
 import (
+	"cmp"
 	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -91,33 +92,26 @@ func parseFreeNode(p []byte, ref reference, pr *profile) (*freeNode, error) {
 	return f, nil
 }
 
-// insert adds an extent in order, and joins it with neighbours of its age.
-func (f *freeNode) insert(e freeExtent) {
-	i, _ := slices.BinarySearchFunc(f.extents, e.off, func(x freeExtent, off int64) int {
-		switch {
-		case x.off < off:
-			return -1
-		case x.off > off:
-			return 1
+// merge adds extents, and joins neighbours of one age.
+func (f *freeNode) merge(more []freeExtent) {
+	all := slices.Concat(f.extents, more)
+	slices.SortFunc(all, func(a, b freeExtent) int { return cmp.Compare(a.off, b.off) })
+	out := all[:0]
+	for _, e := range all {
+		if k := len(out) - 1; k >= 0 && out[k].end() == e.off && out[k].freed == e.freed && out[k].length+e.length <= maxFreeExtent {
+			out[k].length += e.length
+			continue
 		}
-		return 0
-	})
-	joins := func(a, b freeExtent) bool {
-		return a.end() == b.off && a.freed == b.freed && a.length+b.length <= maxFreeExtent
+		out = append(out, e)
 	}
-	if i < len(f.extents) && joins(e, f.extents[i]) {
-		e.length += f.extents[i].length
-		f.extents = slices.Delete(f.extents, i, i+1)
-	}
-	if i > 0 && joins(f.extents[i-1], e) {
-		f.extents[i-1].length += e.length
-		return
-	}
-	f.extents = slices.Insert(f.extents, i, e)
+	f.extents = out
 }
+
+// insert adds one extent.
+func (f *freeNode) insert(e freeExtent) { f.merge([]freeExtent{e}) }
 
 // largest returns the n longest extents.
 func largest(es []freeExtent, n int) []freeExtent {
-	slices.SortFunc(es, func(a, b freeExtent) int { return int(b.length/BlockSize - a.length/BlockSize) })
+	slices.SortFunc(es, func(a, b freeExtent) int { return cmp.Compare(b.length, a.length) })
 	return es[:n]
 }

@@ -2,6 +2,7 @@ package blobdir_test
 
 import (
 	"bytes"
+	"fmt"
 	"maps"
 	"testing"
 	"time"
@@ -531,5 +532,47 @@ func TestSettleAfterRevert(t *testing.T) {
 		before := dev.Trace()
 		require.ErrorIs(t, d.Settle(), blobdir.ErrReverted)
 		require.Zero(t, dev.Trace().Sub(before).Writes)
+	})
+}
+
+// One transaction may delete very many blobs.
+func TestDeleteAll(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		n := 20000
+		if testing.Short() {
+			n = 2000
+		}
+		dev := imagetest.NewMemory(1 << 20)
+		d, err := blobdir.Create(dev, createOptions(t, kind))
+		require.NoError(t, err)
+		name := func(i int) string { return fmt.Sprintf("vm-%d/eeprom", i) }
+		require.NoError(t, d.Update(func(tx *blobdir.Tx) error {
+			for i := range n {
+				if err := tx.Put(name(i), []byte{1}, nil); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil))
+		requireClean(t, d)
+		// In two goes, so that what is freed has gaps.
+		for odd := range 2 {
+			require.NoError(t, d.Update(func(tx *blobdir.Tx) error {
+				for i := odd; i < n; i += 2 {
+					if err := tx.Delete(name(i)); err != nil {
+						return err
+					}
+				}
+				return nil
+			}, nil))
+			requireClean(t, d)
+		}
+		require.Zero(t, info(t, d).Blobs)
+		size := dev.Size()
+		for i := range 20 {
+			require.NoError(t, put(d, name(i), random(n*20)))
+		}
+		requireClean(t, d)
+		require.Equal(t, size, dev.Size(), "what was freed bit by bit is whole again")
 	})
 }

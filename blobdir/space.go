@@ -3,6 +3,7 @@ package blobdir
 import (
 	"errors"
 	"math"
+	"slices"
 
 	"nvstore.dev/image"
 )
@@ -16,8 +17,9 @@ type space struct {
 	tx    *Tx
 	node  freeNode
 	tree  *tree
-	next  int64 // where the last allocation ended: the next likes to follow
-	avoid bool  // nothing is left in the tree worth looking for
+	freed []freeExtent // by this transaction; they join the node at its end
+	next  int64        // where the last allocation ended: the next likes to follow
+	avoid bool         // nothing is left in the tree worth looking for
 }
 
 // usable is the quarantine: what generation freed gave up may be used again
@@ -144,7 +146,15 @@ func (s *space) grow(size int64) error {
 // release gives an extent up. Its bytes stay as they are until the
 // quarantine is over.
 func (s *space) release(off, length int64) {
-	s.node.insert(freeExtent{off: off, length: length, freed: s.tx.gen})
+	s.freed = append(s.freed, freeExtent{off: off, length: length, freed: s.tx.gen})
+}
+
+// absorb brings what was released into the free node.
+func (s *space) absorb() {
+	if len(s.freed) > 0 {
+		s.node.merge(s.freed)
+		s.freed = s.freed[:0]
+	}
 }
 
 // join unites neighbours that may both be used, whatever their age.
@@ -172,12 +182,17 @@ const (
 	refillCount   = 32 // extents that come back at once
 )
 
-// spill moves extents to the tree, those that lie closest together first:
-// they share its leaves.
+// spill moves extents to the tree until the free node's DER has no more than
+// limit bytes, those that lie closest together first: they share its leaves.
 func (s *space) spill(limit int) error {
+	s.absorb()
 	size := len(s.node.encode(nil))
 	if size <= limit {
 		return nil
+	}
+	s.avoid = false
+	if len(s.node.extents) > 8*refillCount {
+		return s.spillMost()
 	}
 	for size > freeLowWater && len(s.node.extents) > 0 {
 		run := min(refillCount, len(s.node.extents))
@@ -187,17 +202,80 @@ func (s *space) spill(limit int) error {
 				at, best = i, span
 			}
 		}
-		moved := append([]freeExtent(nil), s.node.extents[at:at+run]...)
-		s.node.extents = append(s.node.extents[:at], s.node.extents[at+run:]...)
+		moved := slices.Clone(s.node.extents[at : at+run])
+		s.node.extents = slices.Delete(s.node.extents, at, at+run)
 		for _, e := range moved {
 			size -= len(e.append(nil))
-			if err := s.tree.put(intKey(e.off), e.append(nil)); err != nil {
+			if err := s.shelve(e); err != nil {
 				return err
 			}
 		}
-		s.avoid = false
 	}
 	return nil
+}
+
+// spillMost is spill after a large deletion: only the longest extents that
+// can be used stay.
+func (s *space) spillMost() error {
+	usable := slices.DeleteFunc(slices.Clone(s.node.extents), func(e freeExtent) bool { return !s.usable(e.freed) })
+	if len(usable) > refillCount {
+		usable = largest(usable, refillCount)
+	}
+	stay := make(map[int64]bool)
+	for _, e := range usable {
+		stay[e.off] = true
+	}
+	kept := make([]freeExtent, 0, len(stay))
+	for _, e := range s.node.extents {
+		if stay[e.off] {
+			kept = append(kept, e)
+		} else if err := s.shelve(e); err != nil {
+			return err
+		}
+	}
+	s.node.extents = kept
+	return nil
+}
+
+// shelve puts an extent into the tree, joined with its neighbours there. The
+// whole is as young as its youngest part.
+func (s *space) shelve(e freeExtent) error {
+	item, _, err := s.tree.get(intKey(e.end()))
+	if err != nil {
+		return err
+	}
+	if item != nil {
+		next, err := parseFreeItem(item)
+		if err != nil {
+			return err
+		}
+		if e.length+next.length <= maxFreeExtent {
+			if _, err := s.tree.del(intKey(next.off)); err != nil {
+				return err
+			}
+			e.length, e.freed = e.length+next.length, max(e.freed, next.freed)
+		}
+	}
+	if item, err = s.tree.before(intKey(e.off)); err != nil {
+		return err
+	}
+	if item != nil {
+		prev, err := parseFreeItem(item)
+		if err != nil {
+			return err
+		}
+		if prev.end() == e.off && prev.length+e.length <= maxFreeExtent {
+			e = freeExtent{off: prev.off, length: prev.length + e.length, freed: max(prev.freed, e.freed)}
+		}
+	}
+	return s.tree.put(intKey(e.off), e.append(nil))
+}
+
+func parseFreeItem(item []byte) (freeExtent, error) {
+	d := newDecoder(item, -1, "free tree")
+	in := d.all0()
+	e := d.freeExtent(&in, maxGeneration)
+	return e, d.err
 }
 
 // refill brings usable extents back from the tree, looking at no more than
@@ -211,11 +289,9 @@ func (s *space) refill(n int64, leaves int) (bool, error) {
 	seen := 0
 	err := s.tree.ascend(intKey(0), func(_, item []byte) (bool, error) {
 		seen++
-		d := newDecoder(item, -1, "free tree")
-		in := d.all0()
-		e := d.freeExtent(&in, maxGeneration)
-		if d.err != nil {
-			return false, d.err
+		e, err := parseFreeItem(item)
+		if err != nil {
+			return false, err
 		}
 		if s.usable(e.freed) {
 			found = append(found, e)

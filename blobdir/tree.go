@@ -86,6 +86,25 @@ func (t *tree) get(key []byte) (item []byte, off int64, err error) {
 	return nil, 0, nil
 }
 
+// before returns the last item whose key is less, or nil.
+func (t *tree) before(key []byte) (item []byte, err error) {
+	if t.empty() {
+		return nil, nil
+	}
+	n, err := t.node(&t.root, -1)
+	for err == nil && n.level > 0 {
+		i, _ := n.search(key)
+		n, err = t.child(n, max(i-1, 0))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if i, _ := n.search(key); i > 0 {
+		return n.items[i-1], nil
+	}
+	return nil, nil
+}
+
 // ascend calls fn for each item from key on, until it returns false.
 func (t *tree) ascend(from []byte, fn func(key, item []byte) (bool, error)) error {
 	if t.empty() {
