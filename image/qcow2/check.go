@@ -78,6 +78,9 @@ type checker struct {
 	inUse uint64 // clusters of the file, the last may be incomplete
 	l1s   []l1Table
 	table []byte // buffer of one cluster
+	leaks []leak
+
+	copied int64 // errors that are wrong copied flags
 
 	// The window of clusters whose references are counted at the moment.
 	first  bool // pass, which reports entries
@@ -92,6 +95,14 @@ type l1Table struct {
 }
 
 func (im *Image) check(ctx context.Context, o *CheckOptions) (*CheckResult, error) {
+	c, err := im.runCheck(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return c.res, nil
+}
+
+func (im *Image) runCheck(ctx context.Context, o *CheckOptions) (*checker, error) {
 	if o == nil {
 		o = &CheckOptions{}
 	}
@@ -111,7 +122,7 @@ func (im *Image) check(ctx context.Context, o *CheckOptions) (*CheckResult, erro
 			return nil, err
 		}
 	}
-	return c.res, nil
+	return c, nil
 }
 
 func (c *checker) add(f Finding, n int64) {
@@ -308,6 +319,7 @@ func (c *checker) checkCopied(at uint64, what string, off uint64, copied bool) e
 		return err
 	}
 	if (rc == 1) != copied {
+		c.copied++
 		c.bad("copied", at, "%s at %#x: copied flag is %t, refcount is %d", what, off, copied, rc)
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"nvstore.dev/image"
 	"nvstore.dev/image/qcow2"
 )
 
@@ -120,4 +121,34 @@ func TestCheckLeaks(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, int64(5), r.Leaks)
 	require.Zero(t, r.Errors)
+}
+
+// TestRepairLeaks repairs what crashes leave, and leaks anywhere.
+func TestRepairLeaks(t *testing.T) {
+	v := newVictim(t)
+	end := uint64(len(v.b)) / 4096
+	for _, c := range []uint64{end, end + 1, 2047} {
+		v.refcount(c, 3)
+	}
+	v.refcount(v.cluster(v.data), 2)   // with a copied flag
+	v.refcount(v.cluster(v.shared), 7) // of 2
+	v.refcount(v.l2/4096, 2)
+	d := &keep{memory(t, v.b)}
+	im := open(t, d)
+	want := contents(t, im)
+	r, err := im.RepairLeaks(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, int64(6), r.Leaks)
+	require.Equal(t, int64(2), r.Errors, "copied flags")
+	noErrors(t, im, false)
+	_, err = im.WriteAt([]byte("usable"), 4*4096)
+	require.NoError(t, err)
+	copy(want[4*4096:], "usable")
+	require.NoError(t, im.Close())
+	checkDevice(t, d, want)
+
+	v.refcount(v.cluster(v.shared), 1)
+	im = open(t, memory(t, v.b))
+	_, err = im.RepairLeaks(t.Context())
+	require.ErrorIs(t, err, image.ErrCorrupt)
 }

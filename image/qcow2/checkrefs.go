@@ -169,6 +169,9 @@ func (c *checker) compare() error {
 			flush()
 			continue
 		}
+		if rc > n {
+			c.leaks = appendLeak(c.leaks, leak{span{cl, 1}, n})
+		}
 		f := Finding{Code: "leak", Where: int64(cl << g.bits),
 			Message: fmt.Sprintf("%%d clusters with refcount %d and %d references", rc, n)}
 		if rc < n {
@@ -214,6 +217,7 @@ func (c *checker) checkBehind() error {
 		}
 		for cl := max(bi<<c.geo.rbBits, c.inUse+1); cl>>c.geo.rbBits == bi; cl++ {
 			if rc := getRefcount(b, c.geo.refOrder, cl&mask); rc != 0 {
+				c.leaks = appendLeak(c.leaks, leak{span{cl, 1}, 0})
 				c.add(Finding{"leak", int64(cl << c.geo.bits),
 					fmt.Sprintf("a cluster behind the end of the file with refcount %d", rc), false}, 1)
 			}
