@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -15,47 +16,57 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	numKeys   = 8
-	numValues = 16
-	burst     = 5 // operations a turn
-)
+const burst = 5 // operations a turn
 
-// A workload is what all subjects of a table do.
-type workload struct {
-	size   int      // of a value in bytes
-	values [][]byte // random, all different
-	ops    int      // for each subject
-}
-
-func newWorkload(size, ops int) *workload {
-	w := &workload{size: size, ops: ops}
-	r := rand.NewChaCha8([32]byte{1})
-	for range numValues {
-		v := make([]byte, size)
-		_, _ = r.Read(v)
-		w.values = append(w.values, v)
-	}
-	return w
-}
-
-func key(i int) string { return fmt.Sprintf("blob/%d", i%numKeys) }
-
-// A subject is one way to make a value durable.
+// A subject is one way to do what a table is about.
 type subject struct {
 	name string
 	// open prepares it in an empty directory of its own.
-	open func(dir string, w *workload) (store, error)
+	open func(dir string) (runner, error)
 }
 
-// A store is an open subject. put returns when the value is durable.
-type store interface {
-	put(key string, value []byte) error
+// A runner is an open subject.
+type runner interface {
+	// run does operation i, of which it may time a part only.
+	run(i int) (sample, error)
 	close() error
 }
 
-// A server is a store that does its work in another process.
+// A sample is what one operation took.
+type sample struct{ wall, cpu time.Duration }
+
+// A server does its work in another process, or a part of it.
 type server interface{ cpu() (time.Duration, error) }
+
+// timed does one operation. s may be a server.
+func timed(s any, op func() error) (sample, error) {
+	before, err := cpuTime(s)
+	if err != nil {
+		return sample{}, err
+	}
+	start := time.Now()
+	if err := op(); err != nil {
+		return sample{}, err
+	}
+	wall := time.Since(start)
+	after, err := cpuTime(s)
+	return sample{wall, after - before}, err
+}
+
+// cpuTime is the CPU time that this process, and the subject's own if it has
+// one, have used.
+func cpuTime(s any) (time.Duration, error) {
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+		return 0, err
+	}
+	sum := time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+	if s, ok := s.(server); ok {
+		d, err := s.cpu()
+		return sum + d, err
+	}
+	return sum, nil
+}
 
 // A row is what was measured of a subject.
 type row struct {
@@ -68,26 +79,34 @@ func (r *row) quantile(q float64) time.Duration {
 	return r.wall[int(q*float64(len(r.wall)-1))]
 }
 
-// measure runs a workload on all subjects, in turns, and returns a row each.
-func measure(t *testing.T, dir string, subjects []subject, w *workload) []*row {
+func (r *row) median() time.Duration { return r.quantile(0.5) }
+
+func (r *row) meanCPU() time.Duration { return r.cpu / time.Duration(len(r.wall)) }
+
+// measure does ops operations on each of the subjects, in turns, and returns a
+// row each.
+func measure(t *testing.T, dir string, subjects []subject, ops int) []*row {
 	t.Helper()
 	var rows []*row
-	var stores []store
+	var runners []runner
 	for i, s := range subjects {
 		sub := filepath.Join(dir, fmt.Sprint(i))
 		require.NoError(t, os.MkdirAll(sub, 0o700))
-		st, err := s.open(sub, w)
+		r, err := s.open(sub)
 		require.NoError(t, err, s.name)
-		defer func() { require.NoError(t, st.close(), s.name) }()
-		for k := range numKeys { // so that what is measured overwrites
-			require.NoError(t, st.put(key(k), w.values[k]), s.name)
-		}
-		stores = append(stores, st)
+		defer func() { require.NoError(t, r.close(), s.name) }()
+		runners = append(runners, r)
 		rows = append(rows, &row{name: s.name})
 	}
-	for n := 0; n < w.ops; n += burst {
-		for i, st := range stores {
-			require.NoError(t, turn(st, w, n, rows[i]), rows[i].name)
+	order := rand.New(rand.NewPCG(1, 1))
+	for n := 0; n < ops; n += burst {
+		for _, k := range order.Perm(len(runners)) {
+			for i := n; i < min(n+burst, ops); i++ {
+				s, err := runners[k].run(i)
+				require.NoError(t, err, rows[k].name)
+				rows[k].wall = append(rows[k].wall, s.wall)
+				rows[k].cpu += s.cpu
+			}
 		}
 	}
 	for _, r := range rows {
@@ -96,52 +115,50 @@ func measure(t *testing.T, dir string, subjects []subject, w *workload) []*row {
 	return rows
 }
 
-// turn does one burst.
-func turn(st store, w *workload, n int, r *row) error {
-	before, err := cpuTime(st)
-	if err != nil {
-		return err
-	}
-	for i := n; i < min(n+burst, w.ops); i++ {
-		// 8 and 16 would pair each key with two values for ever.
-		v := w.values[(i*7+i/numKeys)%numValues]
-		start := time.Now()
-		if err := st.put(key(i), v); err != nil {
-			return err
+// A table is printed with its columns aligned.
+type table struct {
+	title   string
+	columns []string
+	cells   [][]string
+}
+
+// add makes a line of one cell for each column. A float has two decimals.
+func (t *table) add(cells ...any) {
+	var line []string
+	for _, c := range cells {
+		if f, ok := c.(float64); ok {
+			line = append(line, fmt.Sprintf("%.2f", f))
+			continue
 		}
-		r.wall = append(r.wall, time.Since(start))
+		line = append(line, fmt.Sprint(c))
 	}
-	after, err := cpuTime(st)
-	r.cpu += after - before
-	return err
+	t.cells = append(t.cells, line)
 }
 
-// cpuTime is the CPU time that this process, and the store's own if it has one,
-// have used.
-func cpuTime(st store) (time.Duration, error) {
-	var ru unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
-		return 0, err
-	}
-	sum := time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
-	if s, ok := st.(server); ok {
-		d, err := s.cpu()
-		return sum + d, err
-	}
-	return sum, nil
-}
-
-// print writes a table. The first row is what the ratios refer to.
-func print(w io.Writer, title string, rows []*row) {
-	fmt.Fprintf(w, "\n%s\n", title)
+func (t *table) print(w io.Writer) {
+	fmt.Fprintf(w, "\n%s\n", t.title)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(tw, "subject\tmedian µs\tp90 µs\tratio\tCPU µs/op\tops\t")
-	base := rows[0].quantile(0.5)
-	for _, r := range rows {
-		fmt.Fprintf(tw, "%s\t%.0f\t%.0f\t%.2f\t%.0f\t%d\t\n", r.name, micros(r.quantile(0.5)), micros(r.quantile(0.9)),
-			float64(r.quantile(0.5))/float64(base), micros(r.cpu)/float64(len(r.wall)), len(r.wall))
+	for _, line := range append([][]string{t.columns}, t.cells...) {
+		fmt.Fprintln(tw, strings.Join(line, "\t")+"\t")
 	}
 	tw.Flush()
 }
 
-func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+// timeTable shows rows. The first is what the ratios refer to.
+func timeTable(title string, rows []*row) *table {
+	t := &table{title: title, columns: []string{"subject", "median µs", "p90 µs", "ratio", "CPU µs/op", "ops"}}
+	for _, r := range rows {
+		t.add(r.name, whole(r.median()), whole(r.quantile(0.9)), ratio(r.median(), rows[0].median()), whole(r.meanCPU()), len(r.wall))
+	}
+	return t
+}
+
+func whole(d time.Duration) string {
+	us := float64(d) / float64(time.Microsecond)
+	if us < 20 {
+		return fmt.Sprintf("%.1f", us)
+	}
+	return fmt.Sprintf("%.0f", us)
+}
+
+func ratio[T ~int | ~int64](a, b T) float64 { return float64(a) / float64(b) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,27 +19,42 @@ import (
 	"nvstore.dev/image/pebbledev"
 )
 
-// peers are the ways that others have. The first is what a disk can do at best.
-var peers = []subject{
-	{"pwrite+fdatasync", openPwrite},
-	{"write+fsync+rename+fsync(dir)", openRename},
-	{"bbolt", openBbolt},
-	{"sqlite3 WAL FULL", openSQLite},
-	{"pebble folder, device alone", openPebble},
+// A store is where values can be put.
+type store interface {
+	// put returns when the value is durable.
+	put(key string, value []byte) error
+	close() error
 }
+
+type opener func(dir string, w *workload) (store, error)
 
 // pwriteStore overwrites a slot of a file that is allocated and written.
 type pwriteStore struct {
 	f    *os.File
 	slot int64
+	buf  []byte // what to write instead of a value
 }
 
-func openPwrite(dir string, w *workload) (store, error) {
+func openPwrite(dir string, w *workload) (store, error) { return newPwrite(dir, w.size) }
+
+// pwriteOf writes n bytes, whatever the value: what a disk can do at best for
+// one who has to write more than the value.
+func pwriteOf(n int) opener {
+	return func(dir string, _ *workload) (store, error) {
+		s, err := newPwrite(dir, n)
+		if err == nil {
+			s.buf = make([]byte, n)
+		}
+		return s, err
+	}
+}
+
+func newPwrite(dir string, n int) (*pwriteStore, error) {
 	f, err := os.Create(filepath.Join(dir, "slots"))
 	if err != nil {
 		return nil, err
 	}
-	s := &pwriteStore{f: f, slot: int64(w.size+4095) &^ 4095}
+	s := &pwriteStore{f: f, slot: int64(n+4095) &^ 4095}
 	_, err = f.Write(make([]byte, s.slot*numKeys))
 	return s, errors.Join(err, f.Sync())
 }
@@ -47,6 +63,10 @@ func (s *pwriteStore) put(key string, value []byte) error {
 	i, err := strconv.Atoi(key[len("blob/"):])
 	if err != nil {
 		return err
+	}
+	if s.buf != nil {
+		copy(s.buf, value)
+		value = s.buf
 	}
 	if _, err := s.f.WriteAt(value, int64(i)*s.slot); err != nil {
 		return err
@@ -108,6 +128,21 @@ func (s bboltStore) put(key string, value []byte) error {
 
 func (s bboltStore) close() error { return s.db.Close() }
 
+// fill makes keys with values of smallSize bytes.
+func (s bboltStore) fill(blobs int) error {
+	r := rand.NewChaCha8([32]byte{2})
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		for i := range blobs {
+			p := make([]byte, smallSize)
+			_, _ = r.Read(p)
+			if err := tx.Bucket(bucket).Put([]byte(blobName(i)), p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // sqliteStore is one sqlite3 process, fed through a pipe. It reads values from
 // files in memory, so that no time goes into writing them as SQL.
 type sqliteStore struct {
@@ -118,8 +153,12 @@ type sqliteStore struct {
 	files  map[*byte]string // by where a value begins
 }
 
-func openSQLite(dir string, w *workload) (_ store, err error) {
-	s := &sqliteStore{cmd: exec.Command("sqlite3", "-batch", "-bail", filepath.Join(dir, "db")), files: map[*byte]string{}}
+func openSQLite(dir string, w *workload) (store, error) {
+	return startSQLite(filepath.Join(dir, "db"), w)
+}
+
+func startSQLite(db string, w *workload) (_ *sqliteStore, err error) {
+	s := &sqliteStore{cmd: exec.Command("sqlite3", "-batch", "-bail", db), files: map[*byte]string{}}
 	if s.values, err = os.MkdirTemp("/dev/shm", "bench"); err != nil {
 		return nil, err
 	}
@@ -165,6 +204,12 @@ func (s *sqliteStore) run(sql string) error {
 func (s *sqliteStore) put(key string, value []byte) error {
 	return s.run(fmt.Sprintf("INSERT INTO blobs VALUES('%s', readfile('%s')) ON CONFLICT DO UPDATE SET value=excluded.value;",
 		key, s.files[&value[0]]))
+}
+
+// fill makes rows with values of smallSize bytes.
+func (s *sqliteStore) fill(blobs int) error {
+	return s.run(fmt.Sprintf("WITH RECURSIVE c(i) AS (SELECT 0 UNION ALL SELECT i+1 FROM c WHERE i+1 < %d) "+
+		"INSERT INTO blobs SELECT printf('dev/%%06d/eeprom', i), randomblob(%d) FROM c; PRAGMA wal_checkpoint(TRUNCATE);", blobs, smallSize))
 }
 
 // cpu reads the nanoseconds that the process ran, from proc_pid_schedstat: one
