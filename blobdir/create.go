@@ -145,7 +145,7 @@ func (d *Dir) format(o *CreateOptions) error {
 func (d *Dir) firstRoot(st *state, slots []byte) error {
 	tx := d.begin()
 	tx.started, tx.keySlots, tx.now = true, slots, time.Now().UTC()
-	tx.dir = tree{kind: directoryTree, pg: tx, root: kid{dirty: &node{size: nodeOverhead}}}
+	tx.dir = tree{kind: directoryTree, pg: tx, root: kid{dirty: &node{kind: directoryTree, size: nodeOverhead}}}
 	r, err := tx.newRoot()
 	if err != nil {
 		return err

@@ -295,6 +295,10 @@ func (d *decoder) extensions(s *cryptobyte.String, tag byte) []extension {
 			d.fail(in, "R1", "extension.id", nil, "an OBJECT IDENTIFIER")
 		}
 		x.id = el
+		var number cryptobyte.String
+		if d.err == nil && (!el.ReadASN1(&number, cbasn1.OBJECT_IDENTIFIER) || !validOID(number)) {
+			d.fail(in, "R1", "extension.id", nil, "a DER OBJECT IDENTIFIER")
+		}
 		if d.err == nil && in.PeekASN1Tag(cbasn1.BOOLEAN) {
 			x.critical = d.bool(&in, "extension.critical")
 		}
@@ -310,6 +314,19 @@ func (d *decoder) extensions(s *cryptobyte.String, tag byte) []extension {
 		d.fail(at, "R1", "extensions", nil, "absent rather than empty")
 	}
 	return xs
+}
+
+// validOID tells whether these are the contents of an OBJECT IDENTIFIER: at
+// least one number, each in the fewest bytes. Numbers may be of any size.
+func validOID(p []byte) bool {
+	start := true
+	for _, b := range p {
+		if start && b == 0x80 {
+			return false
+		}
+		start = b < 0x80
+	}
+	return len(p) > 0 && start
 }
 
 // unsupported tells an unsupported structure from a damaged one.

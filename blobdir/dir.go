@@ -302,7 +302,7 @@ func (d *Dir) readNode(ref reference, what string, p *profile) ([]byte, error) {
 
 // load returns a tree's node, from the cache if it is there.
 func (d *Dir) load(k *treeKind, ref reference, level int, p *profile) (*node, error) {
-	if n := d.cache.get(ref); n != nil && (level < 0 || n.level == level) {
+	if n := d.cache.get(ref); n != nil && n.kind == k && (level < 0 || n.level == level) {
 		return n, nil
 	}
 	raw, err := d.readNode(ref, k.name, p)
@@ -322,7 +322,11 @@ func (d *Dir) readFree(r *root, p *profile) (*freeNode, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseFreeNode(raw, r.free, p)
+	f, err := parseFreeNode(raw, r.free, p)
+	if err == nil && f.end > d.dev.Size() {
+		return nil, corrupt(r.free.off, "R54", "free node", "end", f.end, "at most the size of the image")
+	}
+	return f, err
 }
 
 func (d *Dir) readKeySlots(r *root) (*keyslot.Slots, error) {

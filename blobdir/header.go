@@ -151,7 +151,9 @@ func parseSettled(p []byte, verify macFunc) (*settled, error) {
 // all zeros.
 func readSettled(dev image.Device, verify macFunc) (*settled, error) {
 	p := make([]byte, maxRoot)
-	if err := image.ReadFull(dev, p, settledOffset); err != nil {
+	if err := image.ReadFull(dev, p, settledOffset); err == io.ErrUnexpectedEOF {
+		return nil, corrupt(settledOffset, "R12", "settled record", "", nil, "a record inside the image")
+	} else if err != nil {
 		return nil, err
 	}
 	if bytes.Equal(p, make([]byte, maxRoot)) {

@@ -17,6 +17,7 @@ import (
 //
 // A node in the cache is never changed: the writer changes clones.
 type node struct {
+	kind  *treeKind
 	level int
 	keys  [][]byte // ascending; of a child, the first key below it
 	items [][]byte // level 0: the DER of each item
@@ -109,7 +110,7 @@ func (n *node) recount() {
 }
 
 func (n *node) clone() *node {
-	c := &node{level: n.level, size: n.size}
+	c := &node{kind: n.kind, level: n.level, size: n.size}
 	c.keys = append(make([][]byte, 0, len(n.keys)+1), n.keys...)
 	if n.level == 0 {
 		c.items = append(make([][]byte, 0, len(n.items)+1), n.items...)
@@ -145,7 +146,7 @@ func parseNode(p []byte, ref reference, k *treeKind, pr *profile, level int) (*n
 	in := d.all()
 	d.oid(&in, k.oid)
 	at := in
-	n := &node{level: int(d.int(&in, "level", 0, maxLevel)), ref: ref}
+	n := &node{kind: k, level: int(d.int(&in, "level", 0, maxLevel)), ref: ref}
 	if d.err == nil && level >= 0 && n.level != level {
 		d.fail(at, "R31", "level", n.level, "one less than the parent's")
 	}

@@ -293,6 +293,9 @@ func (s *space) refill(n int64, leaves int) (bool, error) {
 		if err != nil {
 			return false, err
 		}
+		if e.end() > s.node.end {
+			return false, corrupt(-1, "R51", "free tree", "extent", e.off, "before the end of the used area")
+		}
 		if s.usable(e.freed) {
 			found = append(found, e)
 			enough = enough || e.length >= n

@@ -36,10 +36,28 @@ func (t *tree) child(n *node, i int) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(c.keys[0], n.keys[i]) {
-		return nil, corrupt(n.kids[i].ref.off, "R33", t.kind.name, "key", nil, "the first key that the parent names")
+	return c, t.kind.between(c, n.keys[i], n.limit(i, nil), n.kids[i].ref.off)
+}
+
+// limit returns the key that all below kid i must be less than; last bounds
+// the node itself, and nil is no bound.
+func (n *node) limit(i int, last []byte) []byte {
+	if i+1 < len(n.keys) {
+		return n.keys[i+1]
 	}
-	return c, nil
+	return last
+}
+
+// between checks that a child's keys begin where its parent says, and end
+// before its neighbour's.
+func (k *treeKind) between(c *node, first, limit []byte, off int64) error {
+	if !bytes.Equal(c.keys[0], first) {
+		return corrupt(off, "R33", k.name, "key", nil, "the first key that the parent names")
+	}
+	if limit != nil && bytes.Compare(c.keys[len(c.keys)-1], limit) >= 0 {
+		return corrupt(off, "R35", k.name, "key", nil, "keys before those of the next child")
+	}
+	return nil
 }
 
 // edit returns kid i of n (or the root) for changing.
@@ -143,7 +161,7 @@ func (t *tree) ascendNode(n *node, from []byte, fn func(key, item []byte) (bool,
 // put inserts or replaces an item.
 func (t *tree) put(key, item []byte) error {
 	if t.empty() {
-		t.root.dirty = &node{size: nodeOverhead}
+		t.root.dirty = &node{kind: t.kind, size: nodeOverhead}
 	}
 	n, err := t.node(&t.root, -1)
 	if err != nil {
@@ -156,7 +174,7 @@ func (t *tree) put(key, item []byte) error {
 	if err != nil || right == nil {
 		return err
 	}
-	top := &node{level: n.level + 1, keys: [][]byte{n.keys[0], right.keys[0]}, kids: []kid{{dirty: n}, {dirty: right}}}
+	top := &node{kind: t.kind, level: n.level + 1, keys: [][]byte{n.keys[0], right.keys[0]}, kids: []kid{{dirty: n}, {dirty: right}}}
 	top.recount()
 	t.root.dirty = top
 	return nil
@@ -219,7 +237,7 @@ func (n *node) split(atEnd bool) *node {
 		sum += weight(at)
 		at++
 	}
-	r := &node{level: n.level, keys: slices.Clone(n.keys[at:])}
+	r := &node{kind: n.kind, level: n.level, keys: slices.Clone(n.keys[at:])}
 	n.keys = n.keys[:at:at]
 	if n.level == 0 {
 		r.items = slices.Clone(n.items[at:])

@@ -87,7 +87,7 @@ func (w *walker) root(r *root) error {
 	if err := w.freeSpace(r); err != nil {
 		return err
 	}
-	return w.tree(directoryTree, r.dir, -1, nil, RegionDirectory, "", func(n *node, i int) error {
+	return w.tree(directoryTree, r.dir, -1, nil, nil, RegionDirectory, "", func(n *node, i int) error {
 		d := newDecoder(n.items[i], n.ref.off, "directory")
 		s := cryptobyte.String(d.whole)
 		e := d.entry(&s, w.prof)
@@ -99,13 +99,13 @@ func (w *walker) root(r *root) error {
 }
 
 // tree visits the nodes and, by item, the leaves' items.
-func (w *walker) tree(k *treeKind, ref reference, level int, first []byte, kind RegionKind, blob string, item func(*node, int) error) error {
+func (w *walker) tree(k *treeKind, ref reference, level int, first, limit []byte, kind RegionKind, blob string, item func(*node, int) error) error {
 	if in, err := w.extent(ref, kind, blob); !in || err != nil {
 		return err
 	}
 	n, err := w.d.load(k, ref, level, w.prof)
-	if err == nil && first != nil && string(n.keys[0]) != string(first) {
-		err = corrupt(ref.off, "R33", k.name, "key", nil, "the first key that the parent names")
+	if err == nil && first != nil {
+		err = k.between(n, first, limit, ref.off)
 	}
 	if err != nil {
 		return w.failed(err, blob)
@@ -114,7 +114,7 @@ func (w *walker) tree(k *treeKind, ref reference, level int, first []byte, kind 
 		if n.level == 0 {
 			err = item(n, i)
 		} else {
-			err = w.tree(k, n.kids[i].ref, n.level-1, n.keys[i], kind, blob, item)
+			err = w.tree(k, n.kids[i].ref, n.level-1, n.keys[i], n.limit(i, limit), kind, blob, item)
 		}
 		if err != nil {
 			return err
@@ -149,7 +149,7 @@ func (w *walker) entry(e *entry) error {
 	if e.chunkMap == nil {
 		return nil
 	}
-	return w.tree(chunkTree, *e.chunkMap, -1, nil, RegionChunkMap, name, func(n *node, i int) error {
+	return w.tree(chunkTree, *e.chunkMap, -1, nil, nil, RegionChunkMap, name, func(n *node, i int) error {
 		c, err := b.parseChunk(n.items[i], n.ref.off)
 		if err != nil {
 			return w.failed(err, name)
@@ -198,7 +198,7 @@ func (w *walker) freeSpace(r *root) error {
 	if f.tree == nil {
 		return nil
 	}
-	return w.tree(freeTree, *f.tree, -1, nil, RegionFreeTree, "", func(n *node, i int) error {
+	return w.tree(freeTree, *f.tree, -1, nil, nil, RegionFreeTree, "", func(n *node, i int) error {
 		d := newDecoder(n.items[i], n.ref.off, "free tree")
 		in := d.all0()
 		e := d.freeExtent(&in, w.prof.gen)
