@@ -44,9 +44,9 @@ var Magic = func() []byte {
 	return h[:bytes.Index(h, oidHeader)+len(oidHeader)]
 }()
 
-// Probe tells whether a store's header lies at the start of r, and the
+// probe tells whether a store's header lies at the start of r, and the
 // store's UUID. It doesn't look at the roots.
-func Probe(r io.ReaderAt) (store [16]byte, ok bool) {
+func probe(r io.ReaderAt) (store [16]byte, ok bool) {
 	p := make([]byte, maxRoot)
 	if n, _ := r.ReadAt(p, headerOffset); n < len(p) {
 		return store, false

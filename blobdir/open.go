@@ -190,7 +190,7 @@ func (d *Dir) order(slots [2]slotRead) (newest, other *root, err error) {
 	}
 	switch {
 	case a == nil && b == nil:
-		if _, ok := Probe(d.dev); !ok && blank(slots[0].raw) && blank(slots[1].raw) {
+		if _, ok := probe(d.dev); !ok && blank(slots[0].raw) && blank(slots[1].raw) {
 			return nil, nil, &Error{Off: -1, Struct: "store", Want: "a header or a root", Rule: "R13", Kind: ErrFormat}
 		}
 		return nil, nil, &Error{Off: rootSlots[0], Struct: "root", Got: fmt.Sprintf("slot 0: %v; slot 1: %v", slots[0].err, slots[1].err),
