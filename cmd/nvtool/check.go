@@ -60,9 +60,9 @@ func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags) (err erro
 	case broken != nil: // the store can't be opened
 		return a.explain(ref, broken)
 	case len(rep.Errors) > 0:
-		return fmt.Errorf("%s: %w: %d errors", ref.location, errDamage, len(rep.Errors))
+		return fmt.Errorf("%s: %w: %s", ref.location, errDamage, count(int64(len(rep.Errors)), "error"))
 	case len(rep.Leaks) > 0:
-		return fmt.Errorf("%s: %w: %d", ref.location, errLeaks, len(rep.Leaks))
+		return fmt.Errorf("%s: %w: %s", ref.location, errLeaks, count(int64(len(rep.Leaks)), "leak"))
 	}
 	return nil
 }
@@ -147,11 +147,15 @@ func (a *app) printReport(ref *imageRef, rep *nvstore.Report) error {
 		problems []blobdir.Problem
 	}{{"error", rep.Errors}, {"leak", rep.Leaks}, {"warning", rep.Warnings}} {
 		for _, p := range list.problems {
-			message := strings.TrimSuffix(p.Message, " ("+p.Code+")")
-			fmt.Fprintf(a.out, "%s: %s: %s: %s\n", list.name, p.Code, printable(p.Where), printable(message))
+			text := strings.TrimSuffix(p.Message, " ("+p.Code+")")
+			if !strings.Contains(text, " at byte ") { // it says where
+				text = p.Where + ": " + text
+			}
+			fmt.Fprintf(a.out, "%s: %s: %s\n", list.name, p.Code, printable(text))
 		}
 	}
-	a.sayf("%s: generation %d, %d blobs, %s checked: %d errors, %d leaks, %d warnings", printable(ref.location),
-		rep.Generation, rep.Blobs, roughSize(rep.Bytes), len(rep.Errors), len(rep.Leaks), len(rep.Warnings))
+	a.sayf("%s: generation %d, %s, %s checked: %s, %s, %s", printable(ref.location), rep.Generation,
+		count(rep.Blobs, "blob"), roughSize(rep.Bytes), count(int64(len(rep.Errors)), "error"),
+		count(int64(len(rep.Leaks)), "leak"), count(int64(len(rep.Warnings)), "warning"))
 	return nil
 }

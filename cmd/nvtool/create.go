@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"nvstore.dev/image/pebbledev"
 	"nvstore.dev/nvstore"
 )
 
@@ -75,6 +78,7 @@ func (a *app) create(ctx context.Context, o *createOptions, args []string) error
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	o.ref.location = withMachine(o.ref.location)
 	s, err := nvstore.Create(o.ref.location, opts)
 	if err != nil {
 		return a.explain(&o.ref, existsHint(err))
@@ -82,6 +86,22 @@ func (a *app) create(ctx context.Context, o *createOptions, args []string) error
 	err = a.created(s, &o.ref)
 	closing(s, &err)
 	return err
+}
+
+// withMachine chooses a machine's UUID where a Pebble folder comes without
+// one, so that it can be told.
+func withMachine(location string) string {
+	dir, ok := strings.CutPrefix(location, "pebble:")
+	if !ok || dir == "" {
+		return location
+	}
+	if _, err := pebbledev.ParseUUID(dir[strings.LastIndexByte(dir, '/')+1:]); err == nil {
+		return location
+	}
+	var id pebbledev.UUID
+	rand.Read(id[:])
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // RFC 9562, version 4
+	return "pebble:" + strings.TrimRight(dir, "/") + "/" + id.String()
 }
 
 func existsHint(err error) error {

@@ -17,6 +17,7 @@ import (
 	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/crypto/secret"
 	"nvstore.dev/image"
+	"nvstore.dev/image/chain"
 	"nvstore.dev/vpd"
 )
 
@@ -45,7 +46,8 @@ type kind struct {
 var kinds = []kind{
 	{code: 0, name: "ok", text: "done"},
 	{code: 130, name: "interrupted", text: "stopped by SIGINT or SIGTERM; nothing is half-written", wraps: []error{context.Canceled}},
-	{code: 2, name: "usage", text: "unknown verb or flag, wrong number of arguments", wraps: []error{errUsage}},
+	{code: 2, name: "usage", text: "unknown verb or flag, wrong number of arguments", wraps: []error{errUsage},
+		hint: "nvtool --help lists the verbs, and nvtool VERB --help shows what one takes"},
 	{code: 26, name: "lost", text: "torture --verify: the store isn't what was acknowledged", wraps: []error{errLost},
 		hint: "this is a bug in nvstore or a medium that lied about a flush; keep image and record"},
 	{code: 13, name: "locked", text: "another process holds the image", wraps: []error{image.ErrLocked},
@@ -64,12 +66,12 @@ var kinds = []kind{
 	{code: 14, name: "no-space", text: "the image is full and can't grow, or the disk below it is full",
 		wraps: []error{blobdir.ErrNoSpace, image.ErrNoSpace, syscall.ENOSPC, syscall.EDQUOT},
 		hint:  "nvtool plan NAME=SIZE... says which size blobs need; nvtool rm makes room two commits later"},
+	{code: 24, name: "truncated", text: "the image ends before its content does", is: truncated,
+		hint: "the file was cut short, as by a copy that failed; copy it again"},
 	{code: 23, name: "roots-damaged", text: "neither root can be read", is: hasRule("R13", "at least one readable root"),
 		hint: "restore the image from a snapshot or backup"},
 	{code: 22, name: "root-damaged", text: "the newest root is damaged; the generation before it can be read", is: hasRule("R71", ""),
 		hint: "nvtool get --previous and nvtool ls --previous read the generation before; put them into a new store"},
-	{code: 24, name: "truncated", text: "the image ends before its content does", is: truncated,
-		hint: "the file was cut short, as by a copy that failed; copy it again"},
 	{code: 12, name: "corrupt", text: "damage: a checksum or a structure is wrong; or check found errors",
 		wraps: []error{errDamage, blobdir.ErrCorrupt, image.ErrCorrupt, keyslot.ErrFormat},
 		hint:  "nvtool check IMAGE lists what is damaged; nvtool get --previous reads the generation before"},
@@ -85,7 +87,7 @@ var kinds = []kind{
 	{code: 10, name: "not-found", text: "no such blob, snapshot, key slot, machine or file",
 		wraps: []error{blobdir.ErrNotFound, image.ErrNotFound, keyslot.ErrNotFound, fs.ErrNotExist}},
 	{code: 3, name: "invalid", text: "a name, size, attribute, passphrase or number outside the limits",
-		wraps: []error{errInvalid, blobdir.ErrInvalid, keyslot.ErrArgument, keyslot.ErrFull, keyslot.ErrLast, kdf.ErrParams,
+		wraps: []error{errInvalid, blobdir.ErrInvalid, chain.ErrLocation, keyslot.ErrArgument, keyslot.ErrFull, keyslot.ErrLast, kdf.ErrParams,
 			secret.ErrEmpty, secret.ErrTooLong, secret.ErrKeyFile, secret.ErrMismatch}},
 	{code: 1, name: "failed", text: "anything else", is: func(error) bool { return true }},
 }
@@ -114,10 +116,26 @@ func hasRule(rule, want string) func(error) bool {
 	}
 }
 
+// truncated tells whether something was looked for behind the image's end.
 func truncated(err error) bool {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return true
+	}
+	const inside = "inside the image"
+	if f := (*image.FormatError)(nil); errors.As(err, &f) && f.Kind == image.ErrCorrupt {
+		return strings.Contains(f.Want, "inside the file")
+	}
 	e := (*blobdir.Error)(nil)
-	return errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.As(err, &e) && e.Rule == "R21" && strings.Contains(e.Want, "inside the image")
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Rule {
+	case "R12", "R21":
+		return strings.Contains(e.Want, inside)
+	case "R13": // of either root
+		return strings.Contains(fmt.Sprint(e.Got), inside)
+	}
+	return e.Rule == "R54"
 }
 
 // A hinted error names the next step.
@@ -145,7 +163,7 @@ func hintOf(err error) string {
 func usage(err error) error { return &kinded{err, errUsage} }
 
 func usagef(format string, args ...any) error {
-	return withHint(usage(fmt.Errorf(format, args...)), "nvtool VERB --help shows what a verb takes")
+	return usage(fmt.Errorf(format, args...))
 }
 
 func invalidf(format string, args ...any) error {

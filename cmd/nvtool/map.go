@@ -59,7 +59,7 @@ func (a *app) drawMap(ctx context.Context, ref *imageRef, key *keyFlags, output 
 			return err
 		}
 		if output != "-" {
-			a.sayf("%s: a map of %d regions", printable(output), len(regions))
+			a.sayf("%s: a map of %s", printable(output), count(int64(len(regions)), "region"))
 		}
 		return nil
 	case a.json:
@@ -247,8 +247,8 @@ func (m *imageMap) text(w io.Writer, width int, colours bool) error {
 	cols = min(cols-cols%8, 128)
 	step := m.stepFor(cols * maxRows)
 	cells := m.cells(step)
-	fmt.Fprintf(w, "%s: generation %d, %d blobs; each mark is %s of %s in use, of %s\n\n", printable(m.title),
-		m.info.Generation, m.info.Blobs, roughSize(step), roughSize(m.end), roughSize(m.info.Size))
+	fmt.Fprintf(w, "%s: generation %d, %s; each mark is %s of %s in use, of %s\n\n", printable(m.title),
+		m.info.Generation, count(m.info.Blobs, "blob"), roughSize(step), roughSize(m.end), roughSize(m.info.Size))
 	for at := int64(0); at < int64(len(cells)); at += cols {
 		fmt.Fprintf(w, "%#12x  ", at*step)
 		for i := at; i < min(at+cols, int64(len(cells))); i++ {

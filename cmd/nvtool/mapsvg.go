@@ -29,8 +29,8 @@ func (m *imageMap) svg(out io.Writer) error {
 	fmt.Fprintf(w, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", width, height, width, height)
 	fmt.Fprintf(w, `<rect width="%d" height="%d" fill="#fff"/>`+"\n", width, height)
 	fmt.Fprintf(w, `<text x="10" y="22" font-size="15">%s</text>`+"\n", html.EscapeString(printable(m.title)))
-	fmt.Fprintf(w, `<text x="10" y="42">generation %d, %d blobs; each square is %s of %s in use, of %s</text>`+"\n",
-		m.info.Generation, m.info.Blobs, roughSize(step), roughSize(m.end), roughSize(m.info.Size))
+	fmt.Fprintf(w, `<text x="10" y="42">generation %d, %s; each square is %s of %s in use, of %s</text>`+"\n",
+		m.info.Generation, count(m.info.Blobs, "blob"), roughSize(step), roughSize(m.end), roughSize(m.info.Size))
 	for row := range rows {
 		if row%8 == 0 {
 			fmt.Fprintf(w, `<text x="%d" y="%d" text-anchor="end" font-family="monospace" font-size="10">%#x</text>`+"\n",

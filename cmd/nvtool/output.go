@@ -107,6 +107,14 @@ func tableRow(cells []string) table.Row {
 	return row
 }
 
+// count writes a number of things.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // printable keeps what comes from an image from steering the terminal.
 func printable(s string) string {
 	for _, r := range s {

@@ -84,7 +84,7 @@ func (a *app) warnExposed(path string) {
 func ask(ctx context.Context, prompt string, confirm bool) (*keyslot.Credential, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil, withHint(fmt.Errorf("no terminal to ask on: %w", err), "give --passphrase-file, --passphrase-fd or --key-file")
+		return nil, withHint(&kinded{fmt.Errorf("no terminal to ask on: %w", err), errNoKey}, "give --passphrase-file, --passphrase-fd or --key-file")
 	}
 	defer tty.Close()
 	before, err := term.GetState(int(tty.Fd()))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,8 +73,24 @@ func (a *app) openWith(ref *imageRef, cred *keyslot.Credential, acc access, keyl
 	if err != nil {
 		return nil, err
 	}
+	if acc == writing {
+		if err := refuseShort(s); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
 	a.warnStatus(s)
 	return s, nil
+}
+
+// refuseShort keeps a writer off an image that was cut short: growing it again
+// would hide that. A generation that isn't settled may have lost the growth of
+// its file in a crash, and is whole all the same.
+func refuseShort(s *nvstore.Store) error {
+	info, err := s.Info()
+	if err != nil || !info.Settled || !strings.Contains(info.Status.FreeRebuilt, "(R54)") {
+		return err
+	}
+	return &kinded{fmt.Errorf("the image ends before its content does: %s", info.Status.FreeRebuilt), io.ErrUnexpectedEOF}
 }
 
 // warnStatus says what opening found.
@@ -91,7 +108,13 @@ func (a *app) warnStatus(s *nvstore.Store) {
 
 // explain puts the image's name in front of an error that lacks it.
 func (a *app) explain(ref *imageRef, err error) error {
-	if err == nil || strings.Contains(err.Error(), ref.location) {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("the image ends before what a store has at its start: %w", err)
+	}
+	if strings.Contains(err.Error(), ref.location) {
 		return err
 	}
 	return fmt.Errorf("%s: %w", ref.location, err)

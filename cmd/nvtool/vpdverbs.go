@@ -121,7 +121,7 @@ func (a *app) vpdVerifyCmd() *cobra.Command {
 			if fixable > 0 {
 				hint = fmt.Sprintf("nvtool vpd fix corrects %d of them", fixable)
 			}
-			return withHint(&kinded{fmt.Errorf("%s: %d problems", j.what(), len(problems)), errVPD}, hint)
+			return withHint(&kinded{fmt.Errorf("%s: %s", j.what(), count(int64(len(problems)), "problem")), errVPD}, hint)
 		})
 }
 
