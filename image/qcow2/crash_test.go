@@ -70,7 +70,7 @@ var crashConfigs = []struct {
 	steps                int
 }{
 	{512, 3, 16, 40 << 10, 40},
-	{512, 3, 64, 60 << 10, 40}, // a refcount block counts 32 KiB, the refcount table 2 MiB
+	{512, 3, 64, 60 << 10, 40}, // a refcount block counts 32 KiB
 	{512, 2, 16, 20 << 10, 40},
 	{4096, 3, 16, 160 << 10, 40},
 	{4096, 2, 16, 100 << 10, 30},
@@ -82,7 +82,7 @@ var crashConfigs = []struct {
 func TestCrash(t *testing.T) {
 	s := seed(t)
 	for i, cfg := range crashConfigs {
-		t.Run(fmt.Sprintf("%d-v%d-r%d", cfg.cs, cfg.version, cfg.refBits), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d-v%d-r%d-%dK", cfg.cs, cfg.version, cfg.refBits, cfg.size>>10), func(t *testing.T) {
 			c := &crasher{t: t, cs: cfg.cs}
 			for round := range scale(2) {
 				c.rng = rand.New(rand.NewPCG(s, uint64(i<<32+round)))
@@ -285,4 +285,81 @@ func (c *crasher) qemuCheck(d image.Device, how string) {
 		require.NoError(c.t, err, "%s: %s\n%v", how, out, c.file.Log())
 	}
 	os.Remove(path)
+}
+
+// TestCrashCreate cuts the power while an image is made over an older one:
+// there is a whole one, the old or the new, or none.
+func TestCrashCreate(t *testing.T) {
+	for _, o := range []*imagetest.CrashOptions{nil, {Fixed: true}} {
+		file := imagetest.NewCrash(2<<20, o)
+		for _, size := range []int64{1 << 20, 4 << 20} {
+			im, err := qcow2.Create(file, &qcow2.CreateOptions{Size: size, ClusterSize: 4096})
+			require.NoError(t, err)
+			require.NoError(t, im.Close())
+			var whole, none int
+			for at := range file.Len() + 1 {
+				for s := range file.CrashStates(at, &imagetest.StateConfig{Exhaustive: 4, Samples: 4, Seed: 1}) {
+					im, err := qcow2.Open(s.Open(), nil)
+					if err != nil {
+						require.ErrorIs(t, err, image.ErrFormat, "%v", s)
+						none++
+						continue
+					}
+					noErrors(t, im, false)
+					whole++
+				}
+			}
+			require.Positive(t, whole)
+			require.Positive(t, none)
+			file = file.Reopen()
+		}
+	}
+}
+
+// TestCrashReftable cuts the power while writes make the refcount table longer.
+func TestCrashReftable(t *testing.T) {
+	file := imagetest.NewCrash(0, nil)
+	// The first refcount table is for 2 MiB, the second for 4 MiB.
+	im, err := qcow2.Create(file, &qcow2.CreateOptions{Size: 8 << 20, ClusterSize: 512, RefcountBits: 64})
+	require.NoError(t, err)
+	header := func() [12]byte {
+		var b [12]byte
+		require.NoError(t, image.ReadFull(file, b[:], 48))
+		return b
+	}
+	disk := make([]byte, 8<<20)
+	var grown, states int
+	for off := int64(0); off < 7<<20 && grown < 2; off += 20_000 {
+		require.NoError(t, im.Sync())
+		file.Settle()
+		before, p := header(), bytes.Repeat([]byte{byte(off>>8 | 1)}, 20_000)
+		_, err := im.WriteAt(p, off)
+		require.NoError(t, err)
+		if header() != before {
+			grown++
+			require.NoError(t, im.Sync())
+			for at := range file.Len() + 1 {
+				for s := range file.CrashStates(at, &imagetest.StateConfig{Exhaustive: 2, Samples: 1, Seed: uint64(at)}) {
+					if states++; states%5 == 0 {
+						lookAt(t, s, disk, p, off)
+					}
+				}
+			}
+		}
+		copy(disk[off:], p)
+	}
+	require.Equal(t, 2, grown)
+	t.Logf("%d states", states)
+}
+
+// lookAt opens a crash state, in which disk is durable and p at off perhaps.
+func lookAt(t *testing.T, s *imagetest.State, disk, p []byte, off int64) {
+	im, err := qcow2.Open(s.Open(), nil)
+	require.NoError(t, err, "%v", s)
+	noErrors(t, im, true)
+	got := contents(t, im)
+	require.True(t, bytes.Equal(disk[:off], got[:off]), "%v", s)
+	for i, b := range got[off:][:len(p)] {
+		require.True(t, b == 0 || b == p[i], "%v", s)
+	}
 }

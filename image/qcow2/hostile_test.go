@@ -85,6 +85,8 @@ var atOpen = []struct {
 	{"L1 table unaligned", func(v *victim) { v.put(40, v.l1+8) }, true, image.ErrCorrupt, at(40), "l1_table_offset"},
 	{"L1 table in the header", func(v *victim) { v.put(40, 0) }, true, image.ErrCorrupt, at(40), "l1_table_offset"},
 	{"L1 table at 2^56", func(v *victim) { v.put(40, 1<<56) }, true, image.ErrCorrupt, at(40), "l1_table_offset"},
+	{"L1 table behind the file", func(v *victim) { v.put(40, 1<<40) }, true, image.ErrCorrupt, at(40), "l1_table_offset"},
+	{"refcount table behind the file", func(v *victim) { v.put(48, 1<<40) }, true, image.ErrCorrupt, at(48), "refcount_table_offset"},
 	{"L1 table wraps", func(v *victim) { v.put(40, 1<<64-4096); v.put32(36, 4<<20) }, true, image.ErrCorrupt, at(40), "l1_table_offset"},
 	{"L1 table on the refcount table", func(v *victim) { v.put(40, v.rt) }, false, image.ErrCorrupt, at(40), "l1_table_offset"},
 	{"refcount table unaligned", func(v *victim) { v.put(48, v.rt+512) }, true, image.ErrCorrupt, at(48), "refcount_table_offset"},

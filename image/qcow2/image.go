@@ -144,10 +144,17 @@ func (im *Image) load(cacheSize int64) error {
 	im.rbc = newCache(cacheSize/2, im.geo.cs)
 	im.l1Dirty = make(map[int]struct{})
 	im.unpacked = newUnpacker(h.compression, im.geo.cs)
+	n := uint64(h.reftableClusters) << h.clusterBits / 8
+	f := fieldError{im.path, "qcow2 header"}
+	if h.l1Off+uint64(h.l1Size)*8 > im.fileEnd() {
+		return f.at(40, "l1_table_offset", h.l1Off, "a table inside the file", image.ErrCorrupt)
+	}
+	if h.reftableOff+n*8 > im.fileEnd() {
+		return f.at(48, "refcount_table_offset", h.reftableOff, "a table inside the file", image.ErrCorrupt)
+	}
 	if im.l1, err = im.readEntries(h.l1Off, uint64(h.l1Size)); err != nil {
 		return err
 	}
-	n := uint64(h.reftableClusters) << h.clusterBits / 8
 	if im.reftable, err = im.readEntries(h.reftableOff, n); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"errors"
 	"io"
 
 	"nvstore.dev/image"
@@ -343,6 +344,7 @@ func (w *batch) fill(e entry, host, lo, hi uint64, zeroed bool) error {
 	for ; lo < hi; lo += uint64(len(b)) {
 		b = b[:min(uint64(len(b)), hi-lo)]
 		var err error
+		var done bool
 		switch {
 		case e.kind == normal:
 			if err = im.inFile(e.host, im.geo.cs); err == nil {
@@ -351,11 +353,11 @@ func (w *batch) fill(e entry, host, lo, hi uint64, zeroed bool) error {
 		case e.kind == compressed:
 			err = im.unpacked.read(im, e, b, lo)
 		case zeroed:
-			return nil
-		case hi-lo > uint64(len(b)) && im.zeroFile(host+lo, hi-lo):
-			return nil
+			done = true
+		case hi-lo > uint64(len(b)):
+			done, err = im.zeroFile(host+lo, hi-lo)
 		}
-		if err != nil {
+		if err != nil || done {
 			return err
 		}
 		if err := im.writeFile(b, host+lo); err != nil {
@@ -366,9 +368,22 @@ func (w *batch) fill(e entry, host, lo, hi uint64, zeroed bool) error {
 }
 
 // zeroFile lets the file write zeros, if it can.
-func (im *Image) zeroFile(off, n uint64) bool {
+func (im *Image) zeroFile(off, n uint64) (bool, error) {
 	z, ok := image.As[image.ZeroWriter](im.file)
-	return ok && im.growFile(off+n) == nil && z.WriteZeroes(int64(off), int64(n)) == nil
+	if !ok {
+		return false, nil
+	}
+	if err := im.growFile(off + n); err != nil {
+		return false, err
+	}
+	switch err := z.WriteZeroes(int64(off), int64(n)); {
+	case err == nil:
+		return true, nil
+	case errors.Is(err, image.ErrUnsupported):
+		return false, nil
+	default:
+		return false, im.poison(err)
+	}
 }
 
 // data queues p[from:from+n] for host, joining it to what is queued.

@@ -43,7 +43,7 @@ func (m metaSet) add(g *geometry, off, n uint64, k metaKind) (metaKind, bool) {
 func (im *Image) buildMeta() error {
 	m := make(metaSet)
 	h, g := im.hdr, &im.geo
-	end := g.clusters(uint64(im.file.Size())) << g.bits
+	end := im.fileEnd()
 	add := func(off, n uint64, k metaKind, f fieldError, at int64, field string) error {
 		if old, ok := m.add(g, off, n, k); !ok {
 			return f.at(at, field, off, "a place that isn't "+metaNames[old], image.ErrCorrupt)
@@ -114,9 +114,8 @@ func (im *Image) addSnapshotMeta(s *snapshot, add metaAdder) error {
 	if bad := im.geo.checkTable(s.l1Off, n); bad != "" {
 		return f.at(s.at, "l1_table_offset", s.l1Off, bad, image.ErrCorrupt)
 	}
-	// A table may end past the end of the file, where zeros are, but only
-	// in its last cluster. This bounds the set by the file's size.
-	if n > 0 && s.l1Off+n > (im.geo.clusters(uint64(im.file.Size()))+1)<<im.geo.bits {
+	// This bounds the set by the file's size.
+	if n > 0 && s.l1Off+n > im.fileEnd() {
 		return f.at(s.at, "l1_table_offset", s.l1Off, "a table inside the file", image.ErrCorrupt)
 	}
 	return add(s.l1Off, n, metaSnapshotL1, f, s.at, "l1_table_offset")
