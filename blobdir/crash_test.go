@@ -247,7 +247,7 @@ func TestCrash(t *testing.T) {
 	total, distinct := 0, 0
 	for _, kind := range []string{"plain", "sealed"} {
 		t.Run(kind, func(t *testing.T) {
-			a, b := runHistories(t, kind, rawStack, 3, 10*scale())
+			a, b := runHistories(t, kind, rawStack, 3, 3*scale())
 			total, distinct = total+a, distinct+b
 		})
 	}
