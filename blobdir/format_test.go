@@ -133,7 +133,7 @@ func dump(b *strings.Builder, img []byte, e *el, name string, depth int, oids ma
 		what += " = " + map[byte]string{0: "FALSE", 0xff: "TRUE"}[e.val[0]]
 	}
 	for at := e.off; at < end; at += 16 {
-		fmt.Fprintf(b, "%06x  %-48s %s\n", at, fmt.Sprintf("% x", img[at:min(at+16, end)]), what)
+		b.WriteString(strings.TrimRight(fmt.Sprintf("%06x  %-48s %s", at, fmt.Sprintf("% x", img[at:min(at+16, end)]), what), " ") + "\n")
 		what = ""
 	}
 	for i, k := range e.kids {
@@ -259,12 +259,11 @@ func TestFormatRules(t *testing.T) {
 // The limits and the numbers of section 1 to 4 are those of the code.
 func TestFormatNumbers(t *testing.T) {
 	text := readFile(t, formatFile)
-	require.EqualValues(t, 0xe3069283, crc32.Checksum([]byte("123456789"), crcTable))
-	require.Contains(t, text, "E3069283")
-	require.Contains(t, text, fmt.Sprintf("% x", blobdir.Magic[len(blobdir.Magic)-36:]))
+	require.Contains(t, text, fmt.Sprintf("0x%X", crc32.Checksum([]byte("123456789"), crcTable)))
+	require.Contains(t, strings.Join(strings.Fields(text), " "), fmt.Sprintf("% x", blobdir.Magic))
+	require.Contains(t, text, fmt.Sprintf("% x", arcDER))
 	h := golden(t, "plain")
 	require.True(t, bytes.HasPrefix(h, blobdir.Magic))
-	require.Contains(t, text, fmt.Sprintf("% x", blobdir.Magic[:8]))
 	src := readFile(t, "limits.go")
 	for _, m := range regexp.MustCompile(`(?m)^\| ([^|]+) \| ([0-9 ]+)(?: [a-z]+)? \| `+"`(max|min)(\\w+)` \\|$").FindAllStringSubmatch(text, -1) {
 		n, err := strconv.ParseInt(strings.ReplaceAll(m[2], " ", ""), 10, 64)

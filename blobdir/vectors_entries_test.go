@@ -5,6 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"nvstore.dev/blobdir"
 )
 
 // entryVectors: what an entry says beside its content.
@@ -213,4 +218,48 @@ func keySlotVectors() (vs []vector) {
 	add("17 lanes", argon(19, 65536, 3, 17))
 	add("empty extension list", func(s *el) { slot(s).add(derSeq(0xa0, derSeq(0x30))) })
 	return vs
+}
+
+// Live extents are kept, listed and checked, and otherwise refused.
+func TestLiveExtentIsReserved(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		for _, attached := range []byte{0, 0xff} {
+			f := takeApart(t, grown(t, base(t, kind)).img, rawKey)
+			var crc []byte
+			if attached == 0 {
+				crc = []byte{1, 2, 3, 4}
+			}
+			f.live(f.spare(), 4096, f.hollow().at("generation").int(), attached, crc)
+			d, err := blobdir.Open(&flat{f.reseal()}, openOptions(t, kind))
+			require.NoError(t, err)
+			requireClean(t, d)
+			refused := func(err error) {
+				require.ErrorIs(t, err, unsupported)
+				e := (*blobdir.Error)(nil)
+				require.ErrorAs(t, err, &e)
+				require.Equal(t, "R49", e.Rule)
+			}
+			require.NoError(t, d.View(func(tx *blobdir.Tx) error {
+				e, err := tx.Stat("empty")
+				require.NoError(t, err)
+				require.True(t, e.Live)
+				_, err = tx.Get("empty", 0)
+				refused(err)
+				return nil
+			}))
+			for _, change := range []func(tx *blobdir.Tx) error{
+				func(tx *blobdir.Tx) error { return tx.Put("empty", []byte("x"), nil) },
+				func(tx *blobdir.Tx) error { return tx.Delete("empty") },
+				func(tx *blobdir.Tx) error { return tx.Truncate("empty", 1) },
+				func(tx *blobdir.Tx) error { return tx.SetMeta("empty", &blobdir.Meta{Type: "x"}) },
+				func(tx *blobdir.Tx) error { _, err := tx.WriteAt("empty", []byte("x"), 0); return err },
+			} {
+				refused(d.Update(change, nil))
+			}
+			// A change beside it, and a new name, leave it as it is.
+			require.NoError(t, put(d, "net0/nvm", []byte("other")))
+			require.NoError(t, d.Update(func(tx *blobdir.Tx) error { return tx.Rename("empty", "flash") }, nil))
+			requireClean(t, d)
+		}
+	})
 }
