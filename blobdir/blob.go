@@ -2,6 +2,7 @@ package blobdir
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -45,7 +46,7 @@ func (b *blob) touch() {
 // chunk returns the reference of a chunk, or nil for a hole.
 func (b *blob) chunk(index int64) (*chunkRef, error) {
 	if b.tree == nil {
-		i, ok := slices.BinarySearchFunc(b.chunks, index, func(c chunkRef, i int64) int { return int(c.index - i) })
+		i, ok := slices.BinarySearchFunc(b.chunks, index, chunkRef.compare)
 		if !ok {
 			return nil, nil
 		}
@@ -57,6 +58,8 @@ func (b *blob) chunk(index int64) (*chunkRef, error) {
 	}
 	return b.parseChunk(item, off)
 }
+
+func (c chunkRef) compare(index int64) int { return cmp.Compare(c.index, index) }
 
 func (b *blob) parseChunk(item []byte, off int64) (*chunkRef, error) {
 	d := newDecoder(item, off, "chunk map")
@@ -87,7 +90,7 @@ func (b *blob) setChunk(index int64, c *chunkRef) error {
 		_, err := b.tree.del(intKey(index))
 		return err
 	}
-	i, found := slices.BinarySearchFunc(b.chunks, index, func(c chunkRef, i int64) int { return int(c.index - i) })
+	i, found := slices.BinarySearchFunc(b.chunks, index, chunkRef.compare)
 	b.chunks = slices.Clone(b.chunks)
 	switch {
 	case found && c == nil:

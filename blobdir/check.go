@@ -121,7 +121,7 @@ func (c *checker) fixed() {
 }
 
 func (c *checker) live() error {
-	w := &walker{d: c.d, prof: &c.st.prof, content: true, open: true, seen: make(map[[16]byte]string)}
+	w := &walker{d: c.d, prof: &c.st.prof, content: true, open: true, used: c.used, seen: make(map[[16]byte]string)}
 	w.fault = func(err error, blob string) error {
 		if !damaged(err) && !errors.Is(err, ErrTampered) {
 			return err
@@ -138,12 +138,6 @@ func (c *checker) live() error {
 				c.rep.add(&c.rep.Errors, "R53", fmt.Sprintf("free space at byte %#x", at), "a block is listed as free twice")
 			}
 			return nil
-		}
-		if r.Offset+roundUp(r.Length) > c.d.dev.Size() {
-			return nil // reading it reports it
-		}
-		if at := c.used.set(r.Offset, r.Length); at >= 0 {
-			c.rep.add(&c.rep.Errors, "R22", fmt.Sprintf("%s %s at byte %#x", r.Kind, r.Blob, at), "a block has two users")
 		}
 		c.rep.Bytes += r.Length
 		if c.progress != nil {
@@ -249,12 +243,7 @@ func (d *Dir) reach(st *state) (*bitmap, error) {
 	for _, r := range fixedRegions(st) {
 		used.set(r.Offset, r.Length)
 	}
-	w := &walker{d: d, prof: &st.prof, visit: func(r region) error {
-		if r.Kind != RegionFree {
-			used.set(r.Offset, r.Length)
-		}
-		return nil
-	}}
+	w := &walker{d: d, prof: &st.prof, used: used, visit: func(region) error { return nil }}
 	w.fault = func(err error, _ string) error {
 		if e := (*Error)(nil); errors.As(err, &e) && (e.Struct == "free node" || e.Struct == "free tree") {
 			return nil

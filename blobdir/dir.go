@@ -135,10 +135,11 @@ func (d *Dir) View(fn func(*Tx) error) error {
 		// What looks like damage may be another generation: the image
 		// was reverted, or written by somebody else.
 		if same, rerr := sameSlots(d.dev, st.slots); rerr == nil && !same && d.st.Load() == st {
-			if rerr := d.Reload(); rerr != nil {
-				return fmt.Errorf("%w; reading it anew: %w", ErrReverted, rerr)
+			if !d.writer.TryLock() {
+				return err // the writer will notice
 			}
-			return ErrReverted
+			defer d.writer.Unlock()
+			return d.reverted("while it was read")
 		}
 	}
 	return err

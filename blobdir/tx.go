@@ -376,7 +376,10 @@ func (tx *Tx) WriteAt(name string, p []byte, off int64) (int, error) {
 		return 0, fmt.Errorf("%w: blob %q: bytes %d to %d: a blob has %d at most", ErrInvalid, name, off, off+int64(len(p)), int64(maxBlobSize))
 	}
 	tx.hold(b)
-	return len(p), tx.keep(b.writeAt(p, off))
+	if err := tx.keep(b.writeAt(p, off)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // Truncate changes a blob's size. New bytes read as zeros.

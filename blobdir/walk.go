@@ -50,6 +50,11 @@ type walker struct {
 	// go on beside it. Without it the walk ends there.
 	fault func(err error, blob string) error
 
+	// used marks what was visited. Each extent has one user, and a second
+	// isn't followed: otherwise a small hostile image would be a walk
+	// without end.
+	used *bitmap
+
 	blobs int64
 	seen  map[[16]byte]string // blob IDs, if not nil
 }
@@ -65,6 +70,12 @@ func (w *walker) failed(err error, blob string) error {
 func (w *walker) extent(ref reference, kind RegionKind, blob string) (bool, error) {
 	if w.only != 0 && ref.gen != w.only {
 		return false, nil
+	}
+	if w.used == nil {
+		w.used = newBitmap()
+	}
+	if at := w.used.set(ref.off, ref.length); at >= 0 {
+		return false, w.failed(&Error{Off: at, Struct: string(kind), Blob: blob, Want: "an extent that nothing else uses", Rule: "R22", Kind: ErrCorrupt}, blob)
 	}
 	return true, w.visit(region{Region{ref.off, ref.length, kind, blob, ref.gen}, ref.gen})
 }
@@ -137,8 +148,12 @@ func (w *walker) entry(e *entry) error {
 		}
 		w.seen[e.ID] = name
 	}
-	if l := e.live; l != nil && (w.only == 0 || l.gen == w.only) {
-		return w.visit(region{Region{l.off, l.length, RegionLive, name, l.gen}, l.gen})
+	if l := e.live; l != nil {
+		if l.off > w.d.dev.Size()-l.length {
+			return w.failed(corrupt(l.off, "R21", "entry", "live", l.off, "an extent inside the image"), name)
+		}
+		_, err := w.extent(reference{off: l.off, length: l.length, gen: l.gen}, RegionLive, name)
+		return err
 	}
 	b := &blob{tx: &Tx{d: w.d, prof: w.prof}, entry: *e}
 	for i := range e.chunks {
