@@ -521,3 +521,8 @@ func (f *forgery) metadata(t testing.TB, entry *el) ([]byte, error) {
 	s := entry.at("sealed")
 	return openBox(t, f.derive(t, "nvstore v1 metadata key"), s, s.at("ciphertext").val, context.encode())
 }
+
+func sha(p []byte) []byte {
+	d := sha256.Sum256(p)
+	return d[:]
+}
