@@ -116,8 +116,7 @@ func (b *Blob) do(off int64, op func() error) error {
 // unless writes were lost.
 func (b *Blob) follow(op func() error) (err error) {
 	for range maxFollow {
-		err = errStale
-		if b.reverts == b.s.reverts.Load() {
+		if err = b.s.View(b.current); err == nil {
 			err = op()
 		}
 		if err != errStale && !errors.Is(err, ErrReverted) {
