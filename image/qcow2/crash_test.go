@@ -68,13 +68,15 @@ var crashConfigs = []struct {
 	cs, version, refBits int
 	size                 int64
 	steps                int
+	cache                int64 // 1 keeps two tables of each kind only
 }{
-	{512, 3, 16, 40 << 10, 40},
-	{512, 3, 64, 60 << 10, 40}, // a refcount block counts 32 KiB
-	{512, 2, 16, 20 << 10, 40},
-	{4096, 3, 16, 160 << 10, 40},
-	{4096, 2, 16, 100 << 10, 30},
-	{65536, 3, 16, 700 << 10, 25},
+	{512, 3, 16, 40 << 10, 40, 0},
+	{512, 3, 16, 200 << 10, 25, 1}, // an L2 table maps 32 KiB
+	{512, 3, 64, 60 << 10, 40, 1},  // a refcount block counts 32 KiB
+	{512, 2, 16, 20 << 10, 40, 0},
+	{4096, 3, 16, 160 << 10, 40, 0},
+	{4096, 2, 16, 100 << 10, 30, 0},
+	{65536, 3, 16, 700 << 10, 25, 0},
 }
 
 // TestCrash cuts the power at every write of random histories. The image must
@@ -86,17 +88,21 @@ func TestCrash(t *testing.T) {
 			c := &crasher{t: t, cs: cfg.cs}
 			for round := range scale(2) {
 				c.rng = rand.New(rand.NewPCG(s, uint64(i<<32+round)))
-				c.history(cfg.version, cfg.refBits, cfg.size, cfg.steps)
+				c.history(cfg.version, cfg.refBits, cfg.size, cfg.steps, cfg.cache)
 			}
 			t.Logf("%d states, %d of them checked by qemu-img, %d snapshots read back", c.states, c.qemu, c.reverts)
 		})
 	}
 }
 
-func (c *crasher) history(version, refBits int, size int64, steps int) {
+func (c *crasher) history(version, refBits int, size int64, steps int, cache int64) {
 	c.file = imagetest.NewCrash(0, &imagetest.CrashOptions{Discard: imagetest.DiscardGarbage})
 	im, err := qcow2.Create(c.file, &qcow2.CreateOptions{Size: size, ClusterSize: c.cs, Version: version,
 		RefcountBits: refBits})
+	require.NoError(c.t, err)
+	require.NoError(c.t, im.Close())
+	c.file = c.file.Reopen()
+	im, err = qcow2.Open(c.file, &qcow2.OpenOptions{CacheSize: cache})
 	require.NoError(c.t, err)
 	c.im, c.disk = im, make([]byte, size)
 	c.file.Settle()
