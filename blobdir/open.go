@@ -157,6 +157,9 @@ func (d *Dir) recover() (*state, error) {
 		return d.choose(st, other), nil
 	}
 	d.choose(st, newest)
+	if err := d.authenticateSlots(newest); err != nil {
+		return nil, err
+	}
 	st.settled = rec.names(newest)
 	if st.settled {
 		return st, nil
@@ -270,6 +273,21 @@ func (d *Dir) authenticate(r *root) error {
 	body, mac := macOf(r.der)
 	if mac == nil || subtle.ConstantTimeCompare(mac, d.keys.sum()(labelRoot, body)) != 1 {
 		return &Error{Off: rootSlots[r.slot], Struct: "root", Field: "mac", Want: "a MAC of this store's key", Rule: "R18", Kind: ErrTampered}
+	}
+	return nil
+}
+
+// authenticateSlots demands the MAC of the key slots, which could only be read
+// by checksum before one of them opened: a slot of somebody else's must not be
+// taken over when the slots are changed. Damage isn't for here: it is reported
+// by what reads them next.
+func (d *Dir) authenticateSlots(r *root) error {
+	if d.keys == nil {
+		return nil
+	}
+	prof := profile{keys: d.keys}
+	if _, err := d.readNode(*r.keySlots, "key slots", &prof); err != nil && !damaged(err) {
+		return err
 	}
 	return nil
 }
