@@ -257,7 +257,7 @@ func (v *vector) judge(ro, rw []finding) string {
 	case atNote:
 		ok = !has(ro, "open list get check", "", nil) && has(ro, "note", v.rule, nil)
 	case atAny:
-		ok = len(ro) > 0
+		ok = len(ro) > 0 && (v.rule == "" || has(ro, "open note", v.rule, nil))
 	case atNone:
 		ok = !has(ro, "open list get check leak", "", nil) && !has(rw, "open list get check leak", "", nil)
 	}
