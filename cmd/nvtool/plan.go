@@ -160,13 +160,14 @@ func levels(itemBytes int64) int64 {
 // add adds it all up. What is free lies in pieces, at worst one for each
 // chunk and node that was ever rewritten.
 func (p *plan) add(o *planOptions) error {
-	var entries, maps, chunks, largest int64
+	var entries, maps, chunks, largest, extent int64
 	for _, b := range p.Blobs {
 		entries += b.entry
 		maps += b.Map
 		chunks += ceilDiv(b.Grown, b.ChunkSize)
 		p.Content += b.Content
 		largest = max(largest, b.Content+b.Map)
+		extent = max(extent, ceilDiv(min(b.ChunkSize, b.Grown), block)*block)
 		if p.Content > planMaxSize {
 			return invalidf("these blobs have more than %s", roughSize(planMaxSize))
 		}
@@ -181,7 +182,8 @@ func (p *plan) add(o *planOptions) error {
 	}
 	p.Rewriting = 3 * (again + free)
 	sum := p.Content + p.Nodes + p.Rewriting
-	p.Slack = max(ceilDiv(sum*int64(o.slack), 100), 16*block)
+	// A chunk lies in one piece, and what is free may be in smaller ones.
+	p.Slack = max(ceilDiv(sum*int64(o.slack), 100), 16*block) + 2*extent
 	const step = 64 << 10
 	p.ImageSize = max(ceilDiv(p.Reserved+sum+p.Slack, step)*step, 256<<10)
 	p.FileSize = qcow2FileSize(p.ImageSize)
