@@ -3,6 +3,8 @@ package qcow2_test
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -299,6 +301,31 @@ func deleteSnap(im *qcow2.Image) error { return im.Snapshots().Delete("s") }
 func createSnap(im *qcow2.Image) error { return im.Snapshots().Create("x") }
 func revertSnap(im *qcow2.Image) error { return im.Snapshots().Revert("s") }
 func discardAll(im *qcow2.Image) error { return im.Discard(0, im.Size()) }
+
+// TestUnreadable writes to a part of a cluster whose rest can't be read. The new
+// cluster isn't leaked.
+func TestUnreadable(t *testing.T) {
+	path := filepath.Join(tempDir(t), "img")
+	qemuCreate(t, path, "cluster_size=4096", 1<<20)
+	qemuIO(t, path, "write -c -P 5 64k 4k")
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	l2 := binary.BigEndian.Uint64(b[binary.BigEndian.Uint64(b[40:]):]) << 1 >> 1
+	data := binary.BigEndian.Uint64(b[l2+16*8:]) & (1<<58 - 1)
+	copy(b[data:], bytes.Repeat([]byte{0xff}, 64))
+	d := &keep{memory(t, b)}
+	im := open(t, d)
+	_, err = im.WriteAt([]byte("x"), 64<<10)
+	require.ErrorIs(t, err, image.ErrCorrupt)
+	noErrors(t, im, false)
+	r, err := im.Check(t.Context(), &qcow2.CheckOptions{Data: true})
+	require.NoError(t, err)
+	require.Equal(t, "compressed", r.Findings[0].Code)
+	_, err = im.WriteAt(make([]byte, 4096), 64<<10)
+	require.NoError(t, err, "all of it can be written")
+	require.NoError(t, im.Close())
+	checkDevice(t, d, make([]byte, 1<<20))
+}
 
 func TestHostileUse(t *testing.T) {
 	for _, c := range later {

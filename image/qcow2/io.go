@@ -301,7 +301,9 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 		}
 		return false, im.growFile(host + im.geo.cs)
 	case e.kind == zeroAlloc && e.copied:
-		err = im.ownData(host, im.geo.cs)
+		if err = im.ownData(host, im.geo.cs); err == nil {
+			err = im.growFile(host + im.geo.cs)
+		}
 	default:
 		first, k := e.clusters(&im.geo)
 		for c := first; c < first+k && err == nil; c++ {
@@ -314,10 +316,15 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if err := w.fill(e, host, 0, in, zeroed); err != nil {
-		return false, err
+	err = w.fill(e, host, 0, in, zeroed)
+	if err == nil {
+		err = w.fill(e, host, in+n, im.geo.cs, zeroed)
 	}
-	if err := w.fill(e, host, in+n, im.geo.cs, zeroed); err != nil {
+	if err != nil {
+		if host != e.host && im.fail.Load() == nil {
+			// What it was to be filled from can't be read.
+			err = errors.Join(err, im.setRefcount(host>>im.geo.bits, 0))
+		}
 		return false, err
 	}
 	w.changes = append(w.changes, change{i, host | flagCopied, e})
