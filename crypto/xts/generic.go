@@ -36,19 +36,31 @@ func (g *generic) crypt(dst, src []byte, sector uint64, sectorSize int, step uin
 	for len(src) > 0 {
 		binary.LittleEndian.PutUint64(t[:8], sector)
 		clear(t[8:])
-		g.tweak.Encrypt(t[:], t[:])
-		for i := 0; i < sectorSize; i += BlockSize {
-			d, s := dst[i:i+BlockSize], src[i:i+BlockSize]
-			subtle.XORBytes(d, s, t[:])
-			if decrypt {
-				g.data.Decrypt(d, d)
-			} else {
-				g.data.Encrypt(d, d)
-			}
-			subtle.XORBytes(d, d, t[:])
-			double(t)
-		}
+		g.sector(dst[:sectorSize], src[:sectorSize], t, decrypt)
 		dst, src = dst[sectorSize:], src[sectorSize:]
 		sector += step
+	}
+}
+
+func (g *generic) unit(dst, src []byte, tweak *[BlockSize]byte, decrypt bool) {
+	t := tweaks.Get().(*[BlockSize]byte)
+	defer tweaks.Put(t)
+	*t = *tweak
+	g.sector(dst[:len(src)], src, t, decrypt)
+}
+
+// sector overwrites t.
+func (g *generic) sector(dst, src []byte, t *[BlockSize]byte, decrypt bool) {
+	g.tweak.Encrypt(t[:], t[:])
+	for i := 0; i < len(src); i += BlockSize {
+		d, s := dst[i:i+BlockSize], src[i:i+BlockSize]
+		subtle.XORBytes(d, s, t[:])
+		if decrypt {
+			g.data.Decrypt(d, d)
+		} else {
+			g.data.Encrypt(d, d)
+		}
+		subtle.XORBytes(d, d, t[:])
+		double(t)
 	}
 }

@@ -92,6 +92,17 @@ func (s *schedule) crypt(dst, src []byte, sector uint64, sectorSize int, step ui
 	}
 }
 
+func (s *schedule) unit(dst, src []byte, tweak *[BlockSize]byte, decrypt bool) {
+	var t tweakBatch
+	copy(t[:], tweak[:])
+	encrypt8(&t[0], &s.tweak[0], s.rounds)
+	rk := &s.enc
+	if decrypt {
+		rk = &s.dec
+	}
+	oneSector(dst, src, t[:], len(src)/BlockSize, rk, s.rounds, decrypt)
+}
+
 // oneSector is for sectors that aren't whole batches of blocks. tweak is 32
 // bytes, of which the first 16 are used.
 func oneSector(dst, src, tweak []byte, blocks int, rk *roundKeys, rounds int, decrypt bool) {
@@ -101,6 +112,9 @@ func oneSector(dst, src, tweak []byte, blocks int, rk *roundKeys, rounds int, de
 		for range whole * batch {
 			double((*[BlockSize]byte)(tweak))
 		}
+	}
+	if blocks%batch == 0 {
+		return
 	}
 	at := whole * batch * BlockSize
 	tail(&dst[at], &src[at], &tweak[0], blocks%batch, &rk[0], rounds, decrypt)

@@ -91,6 +91,28 @@ func (c *Cipher) DecryptSectorsStep(dst, src []byte, sector uint64, sectorSize i
 	}
 }
 
+// EncryptUnit encrypts src, of a positive multiple of BlockSize bytes, as one
+// data unit whose tweak isn't a number, but any 16 bytes. dst is as for
+// EncryptSectors.
+func (c *Cipher) EncryptUnit(dst, src []byte, tweak *[BlockSize]byte) {
+	check(dst, src, len(src))
+	if c.generic == nil {
+		c.asm.unit(dst, src, tweak, false)
+	} else {
+		c.generic.unit(dst, src, tweak, false)
+	}
+}
+
+// DecryptUnit undoes EncryptUnit.
+func (c *Cipher) DecryptUnit(dst, src []byte, tweak *[BlockSize]byte) {
+	check(dst, src, len(src))
+	if c.generic == nil {
+		c.asm.unit(dst, src, tweak, true)
+	} else {
+		c.generic.unit(dst, src, tweak, true)
+	}
+}
+
 func check(dst, src []byte, sectorSize int) {
 	switch {
 	case sectorSize <= 0 || sectorSize%BlockSize != 0:

@@ -190,6 +190,31 @@ func TestOutputMayBeLonger(t *testing.T) {
 	}
 }
 
+// TestUnit takes the tweak as bytes: those of a sector's number give the
+// sector, and the upper half counts.
+func TestUnit(t *testing.T) {
+	key := random(5, 64)
+	for name, newCipher := range makers() {
+		c, err := newCipher(key)
+		require.NoError(t, err)
+		for _, size := range []int{16, 112, 128, 144, 512, 4096} {
+			plain := random(6, size)
+			tweak := [16]byte{0x34, 0x12, 7: 0x80}
+			want := expect(t, key, plain, 0x80<<56|0x1234, size, 1)
+			got := make([]byte, size)
+			c.EncryptUnit(got, plain, &tweak)
+			requireSame(t, want, got, name)
+			tweak[15] = 1
+			c.EncryptUnit(got, plain, &tweak)
+			require.NotEqual(t, want[:16], got[:16])
+			c.DecryptUnit(got, got, &tweak)
+			requireSame(t, plain, got, name)
+			require.EqualValues(t, [16]byte{0x34, 0x12, 7: 0x80, 15: 1}, tweak)
+		}
+		require.Panics(t, func() { c.EncryptUnit(nil, nil, new([16]byte)) })
+	}
+}
+
 func TestMisusePanics(t *testing.T) {
 	p := make([]byte, 4096)
 	for name, newCipher := range makers() {
