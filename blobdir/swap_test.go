@@ -277,7 +277,7 @@ func contents(t testing.TB, img []byte, kind string) map[string]string {
 			require.NoError(t, err)
 			p, err := tx.Get(e.Name, 0)
 			require.NoError(t, err)
-			m[e.Name] = fmt.Sprint(p[0])
+			m[e.Name] = fmt.Sprint(len(p), crcOf(p))
 		}
 		return nil
 	}))

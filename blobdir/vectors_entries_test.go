@@ -2,6 +2,7 @@ package blobdir_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -260,6 +261,34 @@ func TestLiveExtentIsReserved(t *testing.T) {
 			require.NoError(t, put(d, "net0/nvm", []byte("other")))
 			require.NoError(t, d.Update(func(tx *blobdir.Tx) error { return tx.Rename("empty", "flash") }, nil))
 			requireClean(t, d)
+		}
+	})
+}
+
+// Whatever is wrong with what is said to be free, a writer makes it anew, and
+// nothing that is in use is overwritten.
+func TestFreeSpaceIsMadeAnew(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		good := grown(t, base(t, kind)).img
+		want := contents(t, good, kind)
+		for _, v := range freeVectors() {
+			f := takeApart(t, good, rawKey)
+			v.fault(f)
+			dev := &flat{f.reseal()}
+			d, err := blobdir.Open(dev, openOptions(t, kind))
+			require.NoError(t, err, v.name)
+			for i := range 8 {
+				require.NoError(t, put(d, "new", bytes.Repeat([]byte{byte(i)}, 30000)), v.name)
+			}
+			rep, err := d.Check(context.Background(), nil)
+			require.NoError(t, err)
+			require.Empty(t, rep.Errors, v.name)
+			if v.rule != "leak" {
+				require.Empty(t, rep.Leaks, v.name)
+			}
+			require.NoError(t, d.Update(func(tx *blobdir.Tx) error { return tx.Delete("new") }, nil))
+			require.NoError(t, d.Close())
+			require.Equal(t, want, contents(t, dev.p, kind), v.name)
 		}
 	})
 }
