@@ -51,6 +51,9 @@ func (n *node) limit(i int, last []byte) []byte {
 // between checks that a child's keys begin where its parent says, and end
 // before its neighbour's.
 func (k *treeKind) between(c *node, first, limit []byte, off int64) error {
+	if len(c.keys) == 0 { // a tree's root may be empty, and it may be in the cache as one
+		return corrupt(off, "R34", k.name, "items", 0, "at least one, except in an empty tree's root")
+	}
 	if !bytes.Equal(c.keys[0], first) {
 		return corrupt(off, "R33", k.name, "key", nil, "the first key that the parent names")
 	}
