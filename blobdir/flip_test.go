@@ -141,9 +141,12 @@ type flip struct {
 // flipBits lists the bits to flip: all of the structures' own bytes, and of
 // content, padding and free blocks a sample unless NVSTORE_SCALE is large.
 func flipBits(img []byte, regions []blobdir.Region, rng *rand.Rand) (bits []flip) {
-	one := 30 / scale()
+	one, structure := 30/scale(), 1
+	if testing.Short() {
+		one, structure = 300, 20
+	}
 	if scale() >= 10 {
-		one = 0
+		one, structure = 0, 0
 	}
 	add := func(from, to int64, kind string, covered bool, oneOf int) {
 		for at := from; at < to; at++ {
@@ -167,7 +170,7 @@ func flipBits(img []byte, regions []blobdir.Region, rng *rand.Rand) (bits []flip
 		case blobdir.RegionChunk:
 			add(x.Offset, x.Offset+n, "chunk", true, one)
 		default:
-			add(x.Offset, x.Offset+n, string(x.Kind), true, 1)
+			add(x.Offset, x.Offset+n, string(x.Kind), true, structure)
 		}
 		end := (x.Offset + max(n, 1) + 4095) &^ 4095
 		add(x.Offset+n, end, "padding", false, 20*one)
