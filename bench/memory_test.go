@@ -21,8 +21,11 @@ import (
 // memory it took: "JOB LOCATION".
 const childEnv = "NVSTORE_BENCH_CHILD"
 
-// jobs of a child, each of which opens first. In the tables, a job is a column.
-var jobs = []string{"open", "put6", "put143", "list", "check"}
+// jobs are a child's jobs, each of which opens first. In the tables, a job is
+// a column.
+func jobs() []string {
+	return scale([]string{"open", "put6", "put143", "list", "check"}, []string{"put6", "list"})
+}
 
 const (
 	jobNone   = "none"
@@ -154,12 +157,12 @@ func memoryTables(t *testing.T) {
 // goal and to the first home's.
 func memoryTable(t *testing.T, title string, none int64, homes []home) {
 	out := &table{title: fmt.Sprintf("Peak memory in MiB, a process that does nothing: %s; %s", mib(none), title),
-		columns: append(append([]string{"subject"}, jobs...), "most", "of 64 MiB", "ratio")}
+		columns: append(append([]string{"subject"}, jobs()...), "most", "of 64 MiB", "ratio")}
 	var first int64
 	for _, h := range homes {
 		cells := []any{h.name}
 		most := int64(0)
-		for _, job := range jobs {
+		for _, job := range jobs() {
 			n := peak(t, job, h.location)
 			cells = append(cells, mib(n))
 			most = max(most, n)

@@ -119,8 +119,8 @@ func fill(s *nvstore.Store, blobs int) error {
 	return nil
 }
 
-// churn changes the blobs of a store, and makes and deletes others, at random
-// and in commits of up to eight changes, so that what is free lies scattered.
+// churn changes the blobs of a store, and makes and deletes a few others, at
+// random and in commits of up to eight changes, so that what is free lies scattered.
 func churn(s *nvstore.Store, r *rand.Rand, blobs, commits int) error {
 	p := make([]byte, 16<<10)
 	for range commits {
@@ -147,7 +147,7 @@ func change(tx *nvstore.Tx, r *rand.Rand, blobs int, p []byte) error {
 	if r.IntN(3) == 0 {
 		return tx.Put(blobName(r.IntN(blobs)), content, nil)
 	}
-	name := fmt.Sprintf("extra/%02d", r.IntN(100))
+	name := fmt.Sprintf("extra/%02d", r.IntN(max(1, min(blobs/10, 64))))
 	if r.IntN(2) == 0 {
 		return tx.Put(name, content, nil)
 	}

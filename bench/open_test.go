@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"nvstore.dev/image"
 	"nvstore.dev/image/chain"
@@ -18,9 +19,9 @@ import (
 )
 
 func openTables(t *testing.T) {
-	for _, blobs := range scale([]int{10, 4096, 10_000, 100_000}, []int{10, 200}) {
+	for _, blobs := range scale([]int{10, 4000, 10_000, 100_000}, []int{10, 200}) {
 		dir := directory(t)
-		list := []subject{plainRead(), bboltOpening(blobs), sqliteOpening(blobs)}
+		list := []subject{plainRead(), coldRead(), bboltOpening(blobs), sqliteOpening(blobs)}
 		for _, home := range []string{onRaw, onQCOW2} {
 			k := kind{home, true}
 			for _, state := range []string{"clean", "crashed"} {
@@ -134,6 +135,32 @@ func plainRead() subject {
 				return nil, err
 			}
 			_, err = f.ReadAt(p, 0)
+			return f.Close, err
+		}}, nil
+	}}
+}
+
+// coldRead is the least that a writer can do after a crash: what it reads must
+// come from the medium.
+func coldRead() subject {
+	return subject{"open+fdatasync+fadvise+pread of 4 KiB", func(dir string) (runner, error) {
+		path := filepath.Join(dir, "file")
+		if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+			return nil, err
+		}
+		p := make([]byte, 4096)
+		return &openRunner{open: func() (func() error, error) {
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				return nil, err
+			}
+			if err := unix.Fdatasync(int(f.Fd())); err != nil {
+				return nil, err
+			}
+			if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+				return nil, err
+			}
+			_, err = f.ReadAt(p, 512<<10)
 			return f.Close, err
 		}}, nil
 	}}

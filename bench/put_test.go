@@ -11,7 +11,7 @@ import (
 const (
 	numKeys   = 8
 	numValues = 16
-	numWarm   = 8 // times that each key is put before anything counts
+	numWarm   = 8 // times that each key is put before anything counts, in earnest
 )
 
 // A workload is what all subjects of a table put.
@@ -44,7 +44,7 @@ func (w *workload) subject(name string, open opener) subject {
 		if err != nil {
 			return nil, err
 		}
-		for i := range numKeys * numWarm {
+		for i := range numKeys * scale(numWarm, 1) {
 			if err := st.put(key(i), w.value(i)); err != nil {
 				return nil, err
 			}
