@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"nvstore.dev/vpd"
+	"nvstore.dev/vpd/fru"
 	"nvstore.dev/vpd/internal/spec"
 	"nvstore.dev/vpd/pci"
 	"nvstore.dev/vpd/raw"
@@ -13,6 +14,7 @@ import (
 
 var table = []vpd.Format{
 	pci.Format(),
+	fru.Format(),
 	raw.Format(),
 }
 
