@@ -26,6 +26,9 @@
 //	B  write old L2 tables and the L1 table in place   Sync
 //	C  apply the frees to the refcounts in memory
 //
+// A is left out where entries were only cleared, or zero flags set, since the
+// last time: they refer to nothing new.
+//
 // Nothing durable refers to what was written up to A, so any part of it may be
 // missing after a crash in A: raised refcounts are leaks. After A, all that B
 // refers to is durable. B's tables are written in place; an entry is 8 bytes

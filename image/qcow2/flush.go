@@ -16,8 +16,8 @@ func (im *Image) metaDirty() bool {
 }
 
 // Sync makes everything written so far durable: with one Sync of the file if
-// only clusters that were allocated before were written, with two otherwise
-// (see the package comment).
+// only clusters that were allocated before were written or discarded, with two
+// otherwise (see the package comment).
 func (im *Image) Sync() error {
 	if done, err := im.syncData(); done {
 		return err
@@ -53,8 +53,27 @@ func (im *Image) flush() error {
 	if !im.metaDirty() {
 		return im.syncFile()
 	}
-	// What nothing refers to yet: data is in the file already, refcounts,
-	// new L2 tables.
+	if im.ordered {
+		if err := im.flushNew(); err != nil {
+			return err
+		}
+	}
+	// What refers to it, or to less than before.
+	if err := im.writeTables(im.l2c, metaL2); err != nil {
+		return err
+	}
+	if err := im.writeL1Sectors(); err != nil {
+		return err
+	}
+	if err := im.syncFile(); err != nil {
+		return err
+	}
+	return im.applyFrees()
+}
+
+// flushNew makes durable what nothing refers to yet: data, which is in the file
+// already, refcounts, new L2 tables.
+func (im *Image) flushNew() error {
 	if err := im.writeTables(im.rbc, metaRefblock); err != nil {
 		return err
 	}
@@ -69,17 +88,8 @@ func (im *Image) flush() error {
 	if err := im.syncFile(); err != nil {
 		return err
 	}
-	// What refers to it.
-	if err := im.writeTables(im.l2c, metaL2); err != nil {
-		return err
-	}
-	if err := im.writeL1Sectors(); err != nil {
-		return err
-	}
-	if err := im.syncFile(); err != nil {
-		return err
-	}
-	return im.applyFrees()
+	im.ordered = false
+	return nil
 }
 
 // flushAll also writes the refcounts of what was freed, without a Sync: at

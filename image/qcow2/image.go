@@ -61,6 +61,7 @@ type Image struct {
 	sector0  [sector]byte // the file's first sector
 	l1       []uint64
 	l1Dirty  map[int]struct{} // sectors of the L1 table
+	ordered  bool             // a dirty entry refers to what may not be durable
 	reftable []uint64
 	full     []bool // refcount blocks without a free cluster
 	l2c, rbc *cache

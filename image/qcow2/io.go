@@ -340,36 +340,51 @@ func (im *Image) inUse(c uint64) error {
 	return err
 }
 
+// zeros is what free space is filled with, a piece at a time.
+var zeros [64 << 10]byte
+
 // fill copies bytes [lo, hi) of the cluster that e describes to the cluster
 // at host.
 func (w *batch) fill(e entry, host, lo, hi uint64, zeroed bool) error {
-	if lo == hi {
-		return nil
-	}
 	im := w.im
-	b := make([]byte, min(hi-lo, 64<<10))
+	if e.kind != normal && e.kind != compressed {
+		if zeroed || lo == hi {
+			return nil
+		}
+		return im.fillZeros(host+lo, hi-lo)
+	}
+	b := make([]byte, min(hi-lo, uint64(len(zeros))))
 	for ; lo < hi; lo += uint64(len(b)) {
 		b = b[:min(uint64(len(b)), hi-lo)]
 		var err error
-		var done bool
-		switch {
-		case e.kind == normal:
-			if err = im.inFile(e.host, im.geo.cs); err == nil {
-				err = readFile(im.file, b, e.host+lo)
-			}
-		case e.kind == compressed:
+		if e.kind == compressed {
 			err = im.unpacked.read(im, e, b, lo)
-		case zeroed:
-			done = true
-		case hi-lo > uint64(len(b)):
-			done, err = im.zeroFile(host+lo, hi-lo)
+		} else if err = im.inFile(e.host, im.geo.cs); err == nil {
+			err = readFile(im.file, b, e.host+lo)
 		}
-		if err != nil || done {
+		if err != nil {
 			return err
 		}
 		if err := im.writeFile(b, host+lo); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// fillZeros makes a part of a new cluster zeros.
+func (im *Image) fillZeros(off, n uint64) error {
+	if n > uint64(len(zeros)) {
+		if done, err := im.zeroFile(off, n); done || err != nil {
+			return err
+		}
+	}
+	for n > 0 {
+		k := min(n, uint64(len(zeros)))
+		if err := im.writeFile(zeros[:k], off); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
 	}
 	return nil
 }
@@ -418,6 +433,7 @@ func (w *batch) write() error {
 
 // commit enters the new mappings and drops the old ones.
 func (w *batch) commit(t *table) error {
+	w.im.ordered = w.im.ordered || len(w.changes) > 0
 	for _, c := range w.changes {
 		w.im.setL2(t, c.i, c.v)
 		if c.old.kind == zeroAlloc && c.old.copied {
@@ -491,6 +507,7 @@ func (im *Image) newL2(i uint64, from *table) (*table, error) {
 		im.l2c.touch(t, 0, len(t.buf))
 	}
 	im.touchL1(i, off|flagCopied)
+	im.ordered = true
 	if from != nil {
 		err = im.free(from.off>>im.geo.bits, 1, false)
 	}

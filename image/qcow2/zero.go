@@ -207,14 +207,14 @@ func (im *Image) BlockStatus(off, n int64) (image.Extent, error) {
 	// Runs go on across L2 tables and copied flags.
 	for m.n < uint64(n) && m.kind != compressed {
 		next, err := im.mapRun(off+int64(m.n), uint64(n)-m.n, false)
-		if err != nil || next.kind != m.kind || m.kind >= zeroAlloc && next.host != m.host+m.n {
+		if err != nil || next.kind != m.kind || m.kind == normal && next.host != m.host+m.n {
 			break
 		}
 		m.n += next.n
 	}
 	x := image.Extent{Start: off, Length: int64(m.n), Allocated: m.kind != unallocated,
 		Zero: m.kind < normal, Compressed: m.kind == compressed, Offset: -1}
-	if m.kind == normal || m.kind == zeroAlloc {
+	if m.kind == normal {
 		x.Offset = int64(m.host)
 	}
 	return x, nil
