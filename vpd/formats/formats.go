@@ -10,11 +10,13 @@ import (
 	"nvstore.dev/vpd/internal/spec"
 	"nvstore.dev/vpd/pci"
 	"nvstore.dev/vpd/raw"
+	"nvstore.dev/vpd/tlvinfo"
 )
 
 var table = []vpd.Format{
 	pci.Format(),
 	fru.Format(),
+	tlvinfo.Format(),
 	raw.Format(),
 }
 
