@@ -36,9 +36,22 @@ func (im *Image) reserve(first, n uint64) (release func()) {
 	return func() { a.reserved = a.reserved[:len(a.reserved)-1] }
 }
 
-// take allocates n contiguous clusters for use k, with a refcount of one in
-// memory. zeroed tells that they read as zeros in the file.
+// take allocates as takeFree does. Spare clusters aren't kept when it comes to
+// that.
 func (im *Image) take(n uint64, k metaKind) (off uint64, zeroed bool, err error) {
+	off, zeroed, err = im.takeFree(n, k)
+	if im.spare != (spare{}) && errors.Is(err, image.ErrNoSpace) && im.fail.Load() == nil {
+		if err := im.releaseSpare(); err != nil {
+			return 0, false, err
+		}
+		return im.takeFree(n, k)
+	}
+	return off, zeroed, err
+}
+
+// takeFree allocates n contiguous clusters for use k, with a refcount of one in
+// memory. zeroed tells that they read as zeros in the file.
+func (im *Image) takeFree(n uint64, k metaKind) (off uint64, zeroed bool, err error) {
 	first, err := im.findFree(n)
 	if err != nil {
 		return 0, false, err

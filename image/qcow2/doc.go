@@ -26,8 +26,14 @@
 //	B  write old L2 tables and the L1 table in place   Sync
 //	C  apply the frees to the refcounts in memory
 //
-// A is left out where entries were only cleared, or zero flags set, since the
-// last time: they refer to nothing new.
+// A is left out where nothing needs it. Entries that were cleared, or got a zero
+// flag, refer to nothing new. And refcounts are raised ahead, for up to 1 MiB
+// of clusters at the end of the file that were never written; once these
+// refcounts are durable, an entry for such a cluster, in the place of one that
+// read as zeros, may be durable before the data: each sector reads as zeros
+// then, as before, or as what was written. So a commit that allocates takes one
+// Sync, too, except for one in 1 MiB and where an L2 table is new. What is left
+// of these clusters is given back by Close, and leaks in a crash (RepairLeaks).
 //
 // Nothing durable refers to what was written up to A, so any part of it may be
 // missing after a crash in A: raised refcounts are leaks. After A, all that B

@@ -15,9 +15,8 @@ func (im *Image) metaDirty() bool {
 	return len(im.l2c.dirty) > 0 || len(im.l1Dirty) > 0
 }
 
-// Sync makes everything written so far durable: with one Sync of the file if
-// only clusters that were allocated before were written or discarded, with two
-// otherwise (see the package comment).
+// Sync makes everything written so far durable, with one Sync of the file, or
+// two where new clusters or tables ask for it (see the package comment).
 func (im *Image) Sync() error {
 	if done, err := im.syncData(); done {
 		return err
@@ -89,6 +88,7 @@ func (im *Image) flushNew() error {
 		return err
 	}
 	im.ordered = false
+	im.settleSpare()
 	return nil
 }
 
@@ -99,6 +99,9 @@ func (im *Image) flushAll() error {
 		if err := im.flush(); err != nil {
 			return err
 		}
+	}
+	if err := im.releaseSpare(); err != nil {
+		return err
 	}
 	return im.writeTables(im.rbc, metaRefblock)
 }

@@ -68,6 +68,7 @@ type Image struct {
 	snaps    []*snapshot
 	meta     metaSet
 	alloc    allocator
+	spare    spare
 	frees    []freeRun
 	shadow   *shadow
 	unpacked *unpacker
@@ -327,6 +328,6 @@ func (im *Image) DropCache() error {
 	if im.fail.Load() == nil {
 		return nil
 	}
-	im.frees, im.shadow = nil, nil
+	im.frees, im.shadow, im.spare = nil, nil, spare{}
 	return im.load(int64(im.l2c.max+im.rbc.max) * int64(im.geo.cs+tableOverhead))
 }

@@ -282,6 +282,8 @@ type change struct {
 	i   uint64 // in the L2 table
 	v   uint64 // new entry
 	old entry
+
+	settled bool // the entry may be durable before data and refcounts
 }
 
 // cluster plans p[done:done+n] for offset in of entry i. It says false where
@@ -292,7 +294,7 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	host, zeroed := e.host, false
+	host, zeroed, settled := e.host, false, false
 	switch {
 	case e.kind == normal && e.copied:
 		// In place, once the file is long enough.
@@ -310,7 +312,7 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 			err = im.inUse(c)
 		}
 		if err == nil {
-			host, zeroed, err = im.take(1, metaNone)
+			host, zeroed, settled, err = im.takeData()
 		}
 	}
 	if err != nil {
@@ -327,7 +329,7 @@ func (w *batch) cluster(t *table, i, in, done, n uint64) (bool, error) {
 		}
 		return false, err
 	}
-	w.changes = append(w.changes, change{i, host | flagCopied, e})
+	w.changes = append(w.changes, change{i, host | flagCopied, e, settled && e.kind <= zeroPlain})
 	return true, w.data(host+in, done, n)
 }
 
@@ -433,8 +435,8 @@ func (w *batch) write() error {
 
 // commit enters the new mappings and drops the old ones.
 func (w *batch) commit(t *table) error {
-	w.im.ordered = w.im.ordered || len(w.changes) > 0
 	for _, c := range w.changes {
+		w.im.ordered = w.im.ordered || !c.settled
 		w.im.setL2(t, c.i, c.v)
 		if c.old.kind == zeroAlloc && c.old.copied {
 			continue
