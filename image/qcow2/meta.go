@@ -43,7 +43,6 @@ func (m metaSet) add(g *geometry, off, n uint64, k metaKind) (metaKind, bool) {
 func (im *Image) buildMeta() error {
 	m := make(metaSet)
 	h, g := im.hdr, &im.geo
-	end := im.fileEnd()
 	add := func(off, n uint64, k metaKind, f fieldError, at int64, field string) error {
 		if old, ok := m.add(g, off, n, k); !ok {
 			return f.at(at, field, off, "a place that isn't "+metaNames[old], image.ErrCorrupt)
@@ -66,6 +65,18 @@ func (im *Image) buildMeta() error {
 			return err
 		}
 	}
+	if err := im.addTableMeta(add); err != nil {
+		return err
+	}
+	im.meta = m
+	return nil
+}
+
+type metaAdder func(off, n uint64, k metaKind, f fieldError, at int64, field string) error
+
+// addTableMeta enters refcount blocks and L2 tables.
+func (im *Image) addTableMeta(add metaAdder) error {
+	h, g, end := im.hdr, &im.geo, im.fileEnd()
 	ft := fieldError{im.path, "qcow2 refcount table"}
 	for i, e := range im.reftable {
 		at := int64(h.reftableOff) + int64(i)*8
@@ -99,11 +110,8 @@ func (im *Image) buildMeta() error {
 			return err
 		}
 	}
-	im.meta = m
 	return nil
 }
-
-type metaAdder func(off, n uint64, k metaKind, f fieldError, at int64, field string) error
 
 func (im *Image) addSnapshotMeta(s *snapshot, add metaAdder) error {
 	f := fieldError{im.path, "qcow2 snapshot table"}
