@@ -223,10 +223,11 @@ func (d *Dir) crossCheck(st *state, free *freeNode) (string, error) {
 	}
 	why := ""
 	w := &walker{d: d, prof: &st.prof, visit: func(r region) error {
-		if r.Kind == RegionFree && why == "" {
-			if at := used.set(r.Offset, r.Length); at >= 0 {
-				why = fmt.Sprintf("free space at byte %#x is in use", at)
-			}
+		if r.Kind != RegionFreeTree && r.Kind != RegionFree || why != "" {
+			return nil
+		}
+		if at := used.set(r.Offset, r.Length); at >= 0 {
+			why = fmt.Sprintf("%s at byte %#x is in use", r.Kind, at)
 		}
 		return nil
 	}}
@@ -237,20 +238,16 @@ func (d *Dir) crossCheck(st *state, free *freeNode) (string, error) {
 	return why, err
 }
 
-// reach marks all that the live root reaches.
+// reach marks all that the live root reaches, except for the free tree.
 func (d *Dir) reach(st *state) (*bitmap, error) {
 	used := newBitmap()
 	for _, r := range fixedRegions(st) {
 		used.set(r.Offset, r.Length)
 	}
+	free := st.root.free
+	used.set(free.off, free.blocks())
 	w := &walker{d: d, prof: &st.prof, used: used, visit: func(region) error { return nil }}
-	w.fault = func(err error, _ string) error {
-		if e := (*Error)(nil); errors.As(err, &e) && (e.Struct == "free node" || e.Struct == "free tree") {
-			return nil
-		}
-		return err
-	}
-	return used, w.root(st.root)
+	return used, w.inUse(st.root)
 }
 
 // rebuildFree makes the free node anew from what is reachable. All of it is

@@ -119,6 +119,7 @@ func (tx *Tx) unchanged() error {
 // reverted reloads after a change underneath. If that fails the handle can't
 // go on.
 func (d *Dir) reverted(when string) error {
+	d.reverts.Add(1)
 	d.cache.clear()
 	if err := d.reload(); err != nil {
 		d.mu.Lock()

@@ -47,8 +47,9 @@ type Dir struct {
 	scratch []byte
 	prints  map[int64]fingerprint
 
-	st    atomic.Pointer[state]
-	cache nodeCache
+	st      atomic.Pointer[state]
+	reverts atomic.Int64 // how often the image was found changed underneath
+	cache   nodeCache
 
 	mu      sync.Mutex
 	readers map[int64]int // generation → open View transactions
@@ -70,7 +71,7 @@ type state struct {
 // Status tells what opening found.
 type Status struct {
 	// Recovered is set when the newest root was of a torn commit and the
-	// one before it counts.
+	// one before it counts, or when there may have been such a root.
 	Recovered string
 	// FreeRebuilt is set when the free node was damaged or contradicted
 	// what the directory reaches, and was made anew.
@@ -125,24 +126,37 @@ func (d *Dir) View(fn func(*Tx) error) error {
 	if err := d.fail(); err != nil {
 		return err
 	}
+	reverts := d.reverts.Load()
 	st := d.pin()
 	defer d.unpin(st)
 	tx := &Tx{d: d, st: st, prof: &st.prof}
 	tx.dir = tree{kind: directoryTree, pg: tx, root: kid{ref: st.root.dir}}
 	err := fn(tx)
 	tx.done = true
-	if damaged(err) {
-		// What looks like damage may be another generation: the image
-		// was reverted, or written by somebody else.
-		if same, rerr := sameSlots(d.dev, st.slots); rerr == nil && !same && d.st.Load() == st {
-			if !d.writer.TryLock() {
-				return err // the writer will notice
-			}
-			defer d.writer.Unlock()
-			return d.reverted("while it was read")
-		}
+	if damaged(err) && d.wasReverted(reverts) {
+		return fmt.Errorf("%w while it was read", ErrReverted)
 	}
 	return err
+}
+
+// wasReverted tells damage from another generation: the image was reverted,
+// or written by somebody else, since there had been this many reverts.
+func (d *Dir) wasReverted(since int64) bool {
+	if d.reverts.Load() != since {
+		return true
+	}
+	alone := d.writer.TryLock() // the caller may be inside an update
+	if alone {
+		defer d.writer.Unlock()
+	}
+	same, err := sameSlots(d.dev, d.st.Load().slots)
+	if same || err != nil {
+		return d.reverts.Load() != since
+	}
+	if alone {
+		_ = d.reverted("while it was read")
+	}
+	return true
 }
 
 // pin holds a generation's blocks back from reuse.

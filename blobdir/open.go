@@ -160,8 +160,11 @@ func (d *Dir) recover() (*state, error) {
 	if err := d.authenticateSlots(newest); err != nil {
 		return nil, err
 	}
-	st.settled = rec.names(newest)
-	if st.settled {
+	if other == nil {
+		slot := 1 - newest.slot
+		st.status.Recovered = fmt.Sprintf("the other root can't be read (%v): generation %d counts, and one after it may have been torn by a crash, or lost", slots[slot].err, newest.gen)
+	}
+	if st.settled = rec.names(newest); st.settled {
 		return st, nil
 	}
 	return d.verified(st, newest, other)
@@ -195,6 +198,9 @@ func (d *Dir) order(slots [2]slotRead) (newest, other *root, err error) {
 	case a == nil && b == nil:
 		if _, ok := probe(d.dev); !ok && blank(slots[0].raw) && blank(slots[1].raw) {
 			return nil, nil, &Error{Off: -1, Struct: "store", Want: "a header or a root", Rule: "R13", Kind: ErrFormat}
+		}
+		if d.dev.Size() < firstEnd {
+			return nil, nil, corrupt(rootSlots[0], "R12", "root", "", nil, fmt.Sprintf("an image of at least %d bytes", int64(firstEnd)))
 		}
 		return nil, nil, &Error{Off: rootSlots[0], Struct: "root", Got: fmt.Sprintf("slot 0: %v; slot 1: %v", slots[0].err, slots[1].err),
 			Want: "at least one readable root", Rule: "R13", Kind: ErrCorrupt}

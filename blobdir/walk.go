@@ -82,6 +82,14 @@ func (w *walker) extent(ref reference, kind RegionKind, blob string) (bool, erro
 
 // root visits all below a root, but not the fixed structures.
 func (w *walker) root(r *root) error {
+	if err := w.freeSpace(r); err != nil {
+		return err
+	}
+	return w.inUse(r)
+}
+
+// inUse visits the key slots, the directory and what it names.
+func (w *walker) inUse(r *root) error {
 	if r.keySlots != nil {
 		if in, err := w.extent(*r.keySlots, RegionKeySlots, ""); err != nil {
 			return err
@@ -94,9 +102,6 @@ func (w *walker) root(r *root) error {
 				return err
 			}
 		}
-	}
-	if err := w.freeSpace(r); err != nil {
-		return err
 	}
 	return w.tree(directoryTree, r.dir, -1, nil, nil, RegionDirectory, "", func(n *node, i int) error {
 		d := newDecoder(n.items[i], n.ref.off, "directory")
