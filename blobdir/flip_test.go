@@ -165,7 +165,7 @@ func flipBits(img []byte, regions []blobdir.Region, rng *rand.Rand) (bits []flip
 		}
 		switch x.Kind {
 		case blobdir.RegionFree:
-			add(x.Offset, x.Offset+x.Length, "free", false, 50*one)
+			add(x.Offset, x.Offset+x.Length, "free", false, max(50, 50*one))
 			continue
 		case blobdir.RegionChunk:
 			add(x.Offset, x.Offset+n, "chunk", true, one)
