@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/image/imagetest"
 )
 
@@ -60,4 +61,50 @@ func TestFreeNodeLies(t *testing.T) {
 	rep, err = d.Check(context.Background(), nil)
 	require.NoError(t, err)
 	require.True(t, rep.Clean(), "%+v", rep)
+}
+
+// A root or settled record whose checksum somebody made right, but who hasn't
+// the key, is tampering: not torn, not damage, and not believed.
+func TestForgedRoot(t *testing.T) {
+	cred, err := keyslot.RawKey(bytes.Repeat([]byte{7}, 32))
+	require.NoError(t, err)
+	dev := imagetest.NewCrash(1<<20, nil)
+	d, err := Create(dev, &CreateOptions{Key: cred})
+	require.NoError(t, err)
+	require.NoError(t, d.Update(func(tx *Tx) error { return tx.Put("a", []byte("b"), nil) }, nil))
+	st := d.st.Load()
+	require.NoError(t, d.Close())
+
+	// A macFunc that puts the old MAC under the new body.
+	old := func(der []byte) macFunc {
+		_, mac := macOf(der)
+		return func(string, ...[]byte) []byte { return mac }
+	}
+	for i, s := range st.slots {
+		bad := dev.Reopen()
+		forged := *s.root
+		forged.maxSize = 1 << 30
+		p := make([]byte, maxRoot)
+		copy(p, forged.encode(old(s.root.der)))
+		_, err := parseRoot(p, i)
+		require.NoError(t, err, "it parses")
+		keep := dev.Snapshot()
+		_, err = bad.WriteAt(p, rootSlots[i])
+		require.NoError(t, err)
+		_, err = Open(bad, &Options{Key: cred})
+		require.ErrorIs(t, err, ErrTampered, "slot %d", i)
+		dev.Revert(keep)
+	}
+	t.Run("settled record", func(t *testing.T) {
+		bad := dev.Reopen()
+		rec := settles(st.root)
+		was := rec.encode(d.keys.sum())
+		rec.gen += 5
+		p := make([]byte, maxRoot)
+		copy(p, rec.encode(old(was)))
+		_, err := bad.WriteAt(p, settledOffset)
+		require.NoError(t, err)
+		_, err = Open(bad, &Options{Key: cred})
+		require.ErrorIs(t, err, ErrTampered)
+	})
 }
