@@ -265,12 +265,15 @@ func TestFormatNumbers(t *testing.T) {
 	h := golden(t, "plain")
 	require.True(t, bytes.HasPrefix(h, blobdir.Magic))
 	src := readFile(t, "limits.go")
+	compared := 0
 	for _, m := range regexp.MustCompile(`(?m)^\| ([^|]+) \| ([0-9 ]+)(?: [a-z]+)? \| `+"`(max|min)(\\w+)` \\|$").FindAllStringSubmatch(text, -1) {
 		n, err := strconv.ParseInt(strings.ReplaceAll(m[2], " ", ""), 10, 64)
 		require.NoError(t, err)
 		got := constant(t, src, m[3]+m[4])
 		require.Equal(t, got, n, m[1])
+		compared++
 	}
+	require.Equal(t, 19, compared)
 	// Every limit of the code is in the table.
 	for _, m := range regexp.MustCompile(`(?m)^\t((?:max|min)\w+) +=`).FindAllStringSubmatch(src, -1) {
 		if m[1] != "maxCheckItems" {
