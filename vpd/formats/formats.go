@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"nvstore.dev/vpd"
+	"nvstore.dev/vpd/edid"
 	"nvstore.dev/vpd/fru"
 	"nvstore.dev/vpd/internal/spec"
 	"nvstore.dev/vpd/pci"
@@ -17,6 +18,7 @@ var table = []vpd.Format{
 	pci.Format(),
 	fru.Format(),
 	tlvinfo.Format(),
+	edid.Format(),
 	raw.Format(),
 }
 
