@@ -28,22 +28,31 @@ type store interface {
 
 type opener func(dir string, w *workload) (store, error)
 
+const (
+	rootSize  = 512
+	rootsSize = 128 << 10 // bytes at the start of the file, for two roots
+)
+
 // pwriteStore overwrites a slot of a file that is allocated and written.
 type pwriteStore struct {
 	f    *os.File
 	slot int64
 	buf  []byte // what to write instead of a value
+
+	twoPlaces bool
 }
 
 func openPwrite(dir string, w *workload) (store, error) { return newPwrite(dir, w.size) }
 
 // pwriteOf writes n bytes, whatever the value: what a disk can do at best for
-// one who has to write more than the value.
-func pwriteOf(n int) opener {
+// one who has to write more than the value. The last of them, as long as a
+// root, may go to a place of their own.
+func pwriteOf(n int, twoPlaces bool) opener {
 	return func(dir string, _ *workload) (store, error) {
 		s, err := newPwrite(dir, n)
 		if err == nil {
 			s.buf = make([]byte, n)
+			s.twoPlaces = twoPlaces
 		}
 		return s, err
 	}
@@ -55,7 +64,7 @@ func newPwrite(dir string, n int) (*pwriteStore, error) {
 		return nil, err
 	}
 	s := &pwriteStore{f: f, slot: int64(n+4095) &^ 4095}
-	_, err = f.Write(make([]byte, s.slot*numKeys))
+	_, err = f.Write(make([]byte, rootsSize+s.slot*numKeys))
 	return s, errors.Join(err, f.Sync())
 }
 
@@ -68,7 +77,14 @@ func (s *pwriteStore) put(key string, value []byte) error {
 		copy(s.buf, value)
 		value = s.buf
 	}
-	if _, err := s.f.WriteAt(value, int64(i)*s.slot); err != nil {
+	if s.twoPlaces {
+		n := len(value) - rootSize
+		if _, err := s.f.WriteAt(value[n:], int64(i)%2*rootsSize/2); err != nil {
+			return err
+		}
+		value = value[:n]
+	}
+	if _, err := s.f.WriteAt(value, rootsSize+int64(i)*s.slot); err != nil {
 		return err
 	}
 	return unix.Fdatasync(int(s.f.Fd()))

@@ -71,7 +71,8 @@ const (
 func putSubjects(w *workload, commitBytes int) []subject {
 	list := []subject{
 		w.subject(samePwrite, openPwrite),
-		w.subject(commitPwrite, pwriteOf(commitBytes)),
+		w.subject(commitPwrite, pwriteOf(commitBytes, false)),
+		w.subject(commitPwrite+" in two places", pwriteOf(commitBytes, true)),
 	}
 	for _, k := range []kind{{onRaw, true}, {onRaw, false}, {onQCOW2, true}, {onQCOW2, false}, {onPebble, true}, {onPebble, false}} {
 		list = append(list, w.subject(k.String(), k.opener))
