@@ -35,8 +35,9 @@ var (
 var (
 	// ErrNotFound: no blob of that name.
 	ErrNotFound = errors.New("no such blob")
-	// ErrExist: a blob of that name is there already.
-	ErrExist = errors.New("blob exists already")
+	// ErrExist: a blob of that name, or a store or other content on the
+	// device, is there already.
+	ErrExist = errors.New("exists already")
 	// ErrInvalid: a name, attribute or size outside the limits.
 	ErrInvalid = errors.New("invalid argument")
 	// ErrReverted: the image isn't as this handle last left it: a snapshot

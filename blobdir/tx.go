@@ -185,7 +185,7 @@ func (tx *Tx) Create(name string, meta *Meta) error {
 	if b, err := tx.blob(name); err != nil {
 		return err
 	} else if b != nil {
-		return fmt.Errorf("%w: %q", ErrExist, name)
+		return fmt.Errorf("blob %q %w", name, ErrExist)
 	}
 	m, err := cleanMeta(meta)
 	if err != nil {
@@ -322,7 +322,7 @@ func (tx *Tx) Rename(old, name string) error {
 	if other, err := tx.blob(name); err != nil {
 		return err
 	} else if other != nil {
-		return fmt.Errorf("%w: %q", ErrExist, name)
+		return fmt.Errorf("blob %q %w", name, ErrExist)
 	}
 	tx.overlay[string(tx.prof.keyOf(old))] = nil
 	b.Name = name

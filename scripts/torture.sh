@@ -5,6 +5,7 @@
 # the image. Every N is split among a sealed qcow2, a plain raw image and a
 # Pebble folder.
 set -euo pipefail
+umask 077
 cd "$(dirname "$0")/.."
 kills=${1:-50}
 nvtool=$PWD/bin/nvtool
