@@ -18,33 +18,41 @@ import (
 func (a *app) checkCmd() *cobra.Command {
 	var ref imageRef
 	var key keyFlags
-	c := a.verb("check IMAGE", "Read everything, and report damage, leaks and oddities", func(ctx context.Context, args []string) error {
+	var repair bool
+	c := a.verb("check IMAGE [--repair-leaks]", "Read everything, and report damage, leaks and oddities", func(ctx context.Context, args []string) error {
 		if _, err := ref.take(args, 0, 0, ""); err != nil {
 			return err
 		}
-		return a.check(ctx, &ref, &key)
+		return a.check(ctx, &ref, &key, repair)
 	})
 	c.Long = `Read everything that the store reaches, compare every checksum and, with the
 key, every MAC and tag; compare what is free with what is in use; and check the
-qcow2 image below. Nothing is changed.
+qcow2 image below. Nothing is changed, unless --repair-leaks gives back what a
+crash left allocated in the qcow2 image; that is all it does.
 
 Exit code 0: clean, though there may be warnings. 12: errors. 20: leaks only.`
 	ref.flags(c)
 	key.flags(c, "the ")
+	c.Flags().BoolVar(&repair, "repair-leaks", false, "first give back the clusters of a qcow2 image that nothing uses")
 	return c
 }
 
-func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags) (err error) {
+func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags, repair bool) (err error) {
 	cred, err := key.credential(ctx, a, false)
 	if err != nil {
 		return err
 	}
 	defer wipe(cred)
-	dev, err := a.device(ref, true)
+	dev, err := a.device(ref, !repair)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dev.Close()) }()
+	if repair {
+		if err := a.repairLeaks(ctx, ref, dev, cred); err != nil {
+			return a.explain(ref, err)
+		}
+	}
 	rep := &nvstore.Report{Errors: []blobdir.Problem{}, Leaks: []blobdir.Problem{}, Warnings: []blobdir.Problem{}}
 	if err := checkBelow(ctx, dev, rep); err != nil {
 		return a.explain(ref, err)
@@ -65,6 +73,23 @@ func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags) (err erro
 		return fmt.Errorf("%s: %w: %s", ref.location, errLeaks, count(int64(len(rep.Leaks)), "leak"))
 	}
 	return nil
+}
+
+// repairLeaks frees clusters of the qcow2 image below a store.
+func (a *app) repairLeaks(ctx context.Context, ref *imageRef, dev image.Device, cred *keyslot.Credential) error {
+	im, ok := image.As[*qcow2.Image](dev)
+	if !ok {
+		return withHint(fmt.Errorf("repairing leaks of a %s image: %w", formatOf(dev), image.ErrUnsupported), "only qcow2 images have leaks that nvtool frees")
+	}
+	// An image without a store isn't ours to change.
+	if err := peek(dev, cred, func(*nvstore.Store) error { return nil }); err != nil {
+		return err
+	}
+	res, err := im.RepairLeaks(ctx)
+	if err == nil && res.Leaks > 0 {
+		a.sayf("%s: gave %s back", printable(ref.location), count(res.Leaks, "cluster"))
+	}
+	return err
 }
 
 // isDamage tells what check reports from what keeps it from checking.

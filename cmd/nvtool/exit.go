@@ -76,7 +76,7 @@ var kinds = []kind{
 		wraps: []error{errDamage, blobdir.ErrCorrupt, image.ErrCorrupt, keyslot.ErrFormat},
 		hint:  "nvtool check IMAGE lists what is damaged; nvtool get --previous reads the generation before"},
 	{code: 20, name: "leaks", text: "check found leaks (wasted space), and no damage", wraps: []error{errLeaks},
-		hint: "leaks are harmless; qemu-img check -r leaks frees those of a qcow2"},
+		hint: "leaks are harmless, and usual after a crash; nvtool check --repair-leaks frees those of a qcow2"},
 	{code: 27, name: "vpd", text: "a VPD spec or image is wrong", wraps: []error{errVPD, vpd.ErrSpec, vpd.ErrImage}},
 	{code: 18, name: "unsupported", text: "the image needs, or the command asks, what this version or format lacks",
 		wraps: []error{blobdir.ErrUnsupported, image.ErrUnsupported, keyslot.ErrUnsupported, errors.ErrUnsupported}},
@@ -130,12 +130,14 @@ func truncated(err error) bool {
 		return false
 	}
 	switch e.Rule {
-	case "R12", "R21":
+	case "R12", "R54": // roots, or the used area, behind the end
+		return true
+	case "R21":
 		return strings.Contains(e.Want, inside)
 	case "R13": // of either root
 		return strings.Contains(fmt.Sprint(e.Got), inside)
 	}
-	return e.Rule == "R54"
+	return false
 }
 
 // A hinted error names the next step.
