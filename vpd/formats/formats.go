@@ -8,6 +8,7 @@ import (
 	"nvstore.dev/vpd"
 	"nvstore.dev/vpd/edid"
 	"nvstore.dev/vpd/fru"
+	"nvstore.dev/vpd/hat"
 	"nvstore.dev/vpd/internal/spec"
 	"nvstore.dev/vpd/pci"
 	"nvstore.dev/vpd/raw"
@@ -19,6 +20,7 @@ var table = []vpd.Format{
 	fru.Format(),
 	tlvinfo.Format(),
 	edid.Format(),
+	hat.Format(),
 	raw.Format(),
 }
 
