@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"sort"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -95,21 +96,11 @@ func (m *imageMap) measure() {
 	for name, n := range bytes {
 		m.blobs = append(m.blobs, blobShare{name, n})
 	}
-	slices.SortFunc(m.blobs, func(a, b blobShare) int { return cmpString(a.name, b.name) })
+	slices.SortFunc(m.blobs, func(a, b blobShare) int { return strings.Compare(a.name, b.name) })
 	m.index = make(map[string]int, len(m.blobs))
 	for i, b := range m.blobs {
 		m.index[b.name] = i
 	}
-}
-
-func cmpString(a, b string) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
 }
 
 // blocks rounds up to whole blocks.
