@@ -102,7 +102,7 @@ func putTables(t *testing.T) {
 		}
 		rows := measure(t, directory(t), putSubjects(w, bytes), scale(600, 10))
 		title := fmt.Sprintf("Durable put of %s; a sealed commit writes %d bytes", size.name, bytes)
-		show(timeTable(title, rows), putGoals(rows))
+		show(timeTable(title, rows), putGoals(rows, size.bytes <= 6<<10))
 	}
 }
 
@@ -127,8 +127,9 @@ func commitBytes(w *workload) (int, error) {
 	return int(sum / n), nil
 }
 
-// putGoals sets the sealed store on raw against what it may take.
-func putGoals(rows []*row) *table {
+// putGoals sets the sealed store on raw against what it may take. Only a small
+// put has to keep up with a single write.
+func putGoals(rows []*row, small bool) *table {
 	by := make(map[string]*row)
 	for _, r := range rows {
 		by[r.name] = r
@@ -137,8 +138,10 @@ func putGoals(rows []*row) *table {
 	t := &table{title: "Goals of " + ours.name + " (1 and below is met)", columns: []string{"goal", "has µs", "may µs", "ratio"}}
 	const cpu = 60 * time.Microsecond
 	may := base.median()*13/10 + cpu
-	t.add("wall: 1.3 × "+base.name+" + 60 µs", whole(ours.median()), whole(may), ratio(ours.median(), may))
-	t.add("CPU: as "+base.name+" + 60 µs", whole(ours.meanCPU()), whole(base.meanCPU()+cpu), ratio(ours.meanCPU(), base.meanCPU()+cpu))
+	if small {
+		t.add("wall: 1.3 × "+base.name+" + 60 µs", whole(ours.median()), whole(may), ratio(ours.median(), may))
+		t.add("CPU: as "+base.name+" + 60 µs", whole(ours.meanCPU()), whole(base.meanCPU()+cpu), ratio(ours.meanCPU(), base.meanCPU()+cpu))
+	}
 	for _, name := range []string{"write+fsync+rename+fsync(dir)", "bbolt", "sqlite3 WAL FULL"} {
 		t.add("faster than "+name, whole(ours.median()), whole(by[name].median()), ratio(ours.median(), by[name].median()))
 	}
