@@ -53,8 +53,12 @@ for ((i = 0; i < kills; i++)); do
 	wait "$pid" 2>/dev/null || true
 	pid=
 	"$nvtool" torture "$image" "${key[@]}" --verify >"$dir/log" 2>&1 || { cat "$dir/log"; exit 1; }
-	"$nvtool" check "$image" "${key[@]}" >"$dir/log" 2>&1 || { cat "$dir/log"; exit 1; }
+	# A crash may leave clusters of a qcow2 allocated: leaks (20) aren't damage.
+	code=0
+	"$nvtool" check "$image" "${key[@]}" >"$dir/log" 2>&1 || code=$?
+	((code == 0 || code == 20)) || { cat "$dir/log"; exit 1; }
 done
+"$nvtool" check --repair-leaks "$dir/sealed.qcow2" --key-file "$dir/key" >"$dir/log" 2>&1 || { cat "$dir/log"; exit 1; }
 if command -v qemu-img >/dev/null; then
 	qemu-img check -q "$dir/sealed.qcow2"
 fi
