@@ -85,6 +85,9 @@ func readHeader(d image.Device) (header, error) {
 	var p [8]byte
 	n, err := d.ReadAt(p[:], 0)
 	if err != nil && err != io.EOF {
+		if h, err2 := readV2(d); err2 == nil {
+			return h, nil
+		}
 		return nil, err
 	}
 	if n < len(p) {

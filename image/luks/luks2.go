@@ -155,41 +155,23 @@ type v2 struct {
 	damaged error // of the other header
 }
 
-// readV2 takes the newer of two sound headers, or the one that is sound. Only
-// faults of the medium, not of content, stop it.
+// readV2 takes the newer of two sound headers, or the one that is sound and can
+// be read.
 func readV2(d image.Device) (*v2, error) {
 	first, err1 := readWhole(d, 0)
-	if err1 != nil && !isContent(err1) {
-		return nil, err1
-	}
 	if errors.Is(err1, image.ErrUnsupported) {
-		return nil, err1 // a second opinion wouldn't help
+		return nil, err1 // sound, but a second opinion wouldn't help
 	}
 	places := v2Sizes
 	if first != nil {
 		places = []int64{first.bin.size}
 	}
-	var second *v2
-	var err2 error
-	for _, at := range places {
-		v, err := readWhole(d, at)
-		if err != nil && !isContent(err) {
-			return nil, err
-		}
-		if err == nil && v.bin.size != at {
-			v, err = nil, bad(v2Struct, at+8, "hdr_size", v.bin.size, "its own place")
-		}
-		// Of many places, remember what isn't plain absence.
-		if err2 == nil || !errors.Is(err, image.ErrFormat) && !errors.Is(err, ErrTruncated) {
-			err2 = err
-		}
-		if v != nil {
-			second, err2 = v, nil
-			break
-		}
-	}
+	second, err2 := findSecond(d, places)
 	switch {
 	case first == nil && second == nil:
+		if errors.Is(err1, image.ErrFormat) && !errors.Is(err2, image.ErrFormat) && !errors.Is(err2, ErrTruncated) {
+			return nil, fmt.Errorf("second header: %w", err2) // there is one, so this is LUKS2
+		}
 		return nil, err1
 	case first == nil:
 		second.damaged = fmt.Errorf("first header: %w", err1)
@@ -197,12 +179,35 @@ func readV2(d image.Device) (*v2, error) {
 	case second == nil:
 		first.damaged = fmt.Errorf("second header: %w", err2)
 	case second.bin.seq > first.bin.seq:
-		second.damaged = bad(v2Struct, 16, "seqid", first.bin.seq, fmt.Sprintf("%d, the second header's", second.bin.seq))
+		second.damaged = stale(first.bin, second.bin)
 		return second, nil
 	case second.bin.seq < first.bin.seq:
-		first.damaged = bad(v2Struct, second.bin.offset+16, "seqid", second.bin.seq, fmt.Sprintf("%d, the first header's", first.bin.seq))
+		first.damaged = stale(second.bin, first.bin)
 	}
 	return first, nil
+}
+
+func stale(old, fresh *v2Bin) error {
+	return bad(v2Struct, old.offset+16, "seqid", old.seq, fmt.Sprintf("%d, the other header's", fresh.seq))
+}
+
+// findSecond returns the first sound second header at one of the places, or
+// else what says most about why there is none.
+func findSecond(d image.Device, places []int64) (*v2, error) {
+	var why error
+	for _, at := range places {
+		v, err := readWhole(d, at)
+		if err == nil && v.bin.size == at {
+			return v, nil
+		}
+		if err == nil {
+			err = bad(v2Struct, at+8, "hdr_size", v.bin.size, "its own place")
+		}
+		if why == nil || errors.Is(why, image.ErrFormat) && !errors.Is(err, ErrTruncated) {
+			why = err
+		}
+	}
+	return nil, why
 }
 
 func readWhole(d image.Device, off int64) (*v2, error) {
@@ -219,13 +224,6 @@ func readWhole(d image.Device, off int64) (*v2, error) {
 		return nil, err
 	}
 	return &v2{bin: b, meta: m, d: d}, nil
-}
-
-// isContent tells what is wrong with the bytes from what is wrong with reading
-// them.
-func isContent(err error) bool {
-	var f *image.FormatError
-	return errors.As(err, &f) || errors.Is(err, ErrTruncated)
 }
 
 func (v *v2) layout() layout { return v.meta.layout }
