@@ -8,6 +8,7 @@ import (
 	"nvstore.dev/vpd"
 	"nvstore.dev/vpd/edid"
 	"nvstore.dev/vpd/fru"
+	"nvstore.dev/vpd/gvpd"
 	"nvstore.dev/vpd/hat"
 	"nvstore.dev/vpd/internal/spec"
 	"nvstore.dev/vpd/pci"
@@ -21,6 +22,7 @@ var table = []vpd.Format{
 	tlvinfo.Format(),
 	edid.Format(),
 	hat.Format(),
+	gvpd.Format(),
 	raw.Format(),
 }
 
