@@ -21,9 +21,13 @@
 //	  "product": {"language": 0, "manufacturer": "...", "product_name": "...", "part_number": "...",
 //	              "version": "...", "serial_number": "...", "asset_tag": "...", "file_id": "...", "custom": []},
 //	  "multirecord": [{"type": "0x03", "subtype": "0x07", "data": {"type": "hex", "data": "..."}},
+//	                  {"type": "0x01", "fields": {"output": 1, "nominal_10mv": 1200, ...}},
 //	                  {"type": "0xc0", "manufacturer_id": "0x00a67f", "data": "..."}],
 //	  "size": 1024, "fill": "0xff"   // of the image, behind the areas
 //	}
+//
+// Records of type 0x00 (power supply), 0x01 (DC output) and 0x02 (DC load) have
+// "fields", numbers, of which Parse shows the names; of others, the data.
 //
 // A field (section 13) is a string, or typed: {"type": "text" | "6bit" |
 // "bcd", "data": "characters"}, or {"type": "hex", "data": "00ff", "encoding":

@@ -129,6 +129,41 @@ func TestIPMIFRUAgreesOnTheChecksums(t *testing.T) {
 	require.Equal(t, 1+3+2*2, seen)
 }
 
+const recordSpec = `{"format": "fru", "multirecord": [
+	{"type": 0, "fields": {"capacity_w": 750, "peak_va": 900, "inrush_a": 40, "inrush_interval_ms": 5,
+		"input1_low_10mv": 9000, "input1_high_10mv": 14000, "input2_low_10mv": 18000, "input2_high_10mv": 26400,
+		"frequency_low_hz": 47, "frequency_high_hz": 63, "dropout_ms": 12, "flags": "0x0e",
+		"peak_w_and_hold_up_s": "0xa384", "combined_voltages": "0x00", "combined_w": 0, "tachometer_threshold_rps": 0}},
+	{"type": 1, "fields": {"output": "0x81", "nominal_10mv": -1200, "negative_deviation_10mv": -1260, "positive_deviation_10mv": -1140,
+		"ripple_mv": 120, "current_min_ma": 500, "current_max_ma": 62000}},
+	{"type": 2, "fields": {"output": 2, "nominal_10mv": 330, "voltage_min_10mv": 313, "voltage_max_10mv": 347,
+		"ripple_mv": 50, "current_min_ma": 100, "current_max_ma": 3000}}]}`
+
+// ipmi-fru reads our records' numbers.
+func TestIPMIFRUReadsOurRecords(t *testing.T) {
+	image, warnings, err := f.Pack([]byte(recordSpec))
+	require.NoError(t, err)
+	require.Empty(t, warnings)
+	formtest.CheckAny(t, f, image)
+	out := ipmiFRU(t, image)
+	require.NotContains(t, out, "Error")
+	for _, line := range []string{
+		"Power Supply Overall Capacity: 750 Watts", "Power Supply Peak VA: 900 VA", "Power Supply Max Inrush Current: 40 Amps",
+		"Power Supply Inrush Interval: 5 ms", "Power Supply Low End Input Voltage 1: 90000 mV", "Power Supply High End Input Voltage 1: 140000 mV",
+		"Power Supply Low End Input Voltage 2: 180000 mV", "Power Supply High End Input Voltage 2: 264000 mV",
+		"Power Supply Low End Acceptable Frequency: 47 Hz", "Power Supply High End Acceptable Frequency: 63 Hz",
+		"Power Supply A/C Dropout Tolerance: 12 ms", "Power Supply Hot Swap Support: Yes", "Power Supply Peak Capacity: 900 Watts",
+		"Power Supply Hold Up Time: 10 s", "Power Supply Total Combined Wattage: 0 Watts",
+		"DC Output Output Number: 1", "DC Output Nominal Voltage: -12000 mV", "DC Output Maximum Negative Voltage Deviation: -12600 mV",
+		"DC Output Maximum Positive Voltage Deviation: -11400 mV", "DC Output Ripple and Noise pk-pk: 120 mV",
+		"DC Output Minimum Current Draw: 500 mA", "DC Output Maximum Current Draw: 62000 mA",
+		"DC Load Output Number: 2", "DC Load Nominal Voltage: 3300 mV", "DC Load Spec'd Minimum Voltage: 3130 mV",
+		"DC Load Spec'd Maximum Voltage: 3470 mV", "DC Load Minimum Current Load: 100 mA", "DC Load Maximum Current Load: 3000 mA",
+	} {
+		require.Contains(t, out, line+"\n")
+	}
+}
+
 // areas names what has a wrong checksum.
 func areas(list []vpd.Problem) (names []string) {
 	for _, p := range list {
@@ -310,6 +345,12 @@ func TestSpecsRefused(t *testing.T) {
 		{"record of no type", `"multirecord": [{"data": ""}]`, "type: missing"},
 		{"record of no data", `"multirecord": [{"type": 1}]`, "data: missing"},
 		{"record too long", `"multirecord": [{"type": 192, "manufacturer_id": 1, "data": {"type": "hex", "data": "00", "count": 253}}]`, "from 0 to 252"},
+		{"fields of another", `"multirecord": [{"type": 3, "fields": {}}]`, "only types 0x00 to 0x02"},
+		{"fields and data", `"multirecord": [{"type": 1, "fields": {}, "data": ""}]`, "can't stand beside data"},
+		{"fields incomplete", `"multirecord": [{"type": 1, "fields": {"output": 1}}]`, "fields.nominal_10mv: missing"},
+		{"unknown of fields", `"multirecord": [{"type": 1, "fields": {"volts": 1}}]`, "volts: unknown"},
+		{"nominal of 16 bits", `"multirecord": [{"type": 1, "fields": {"output": 1, "nominal_10mv": 32768}}]`, "from -32768 to 32767"},
+		{"output negative", `"multirecord": [{"type": 1, "fields": {"output": -1}}]`, "from 0 to 255"},
 		{"subtype of another", `"multirecord": [{"type": 1, "subtype": 1, "data": ""}]`, "only type 0x03"},
 		{"manufacturer of another", `"multirecord": [{"type": 1, "manufacturer_id": 1, "data": ""}]`, "only types 0xc0"},
 		{"last in the middle", `"multirecord": [{"type": 192, "data": "abc", "last": false}, {"type": 192, "data": "abc"}]`, "to say false"},
@@ -456,5 +497,6 @@ func FuzzFRU(fz *testing.F) {
 func FuzzPack(fz *testing.F) {
 	fz.Add(read(fz, "server.fru.jsonc"))
 	fz.Add([]byte(goodSpec))
+	fz.Add([]byte(recordSpec))
 	fz.Fuzz(func(t *testing.T, spec []byte) { formtest.FuzzPack(t, f, spec) })
 }

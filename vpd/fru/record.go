@@ -67,7 +67,7 @@ func buildRecord(path string, o spec.Object, last bool) ([]byte, error) {
 	if _, ok := o.Get("raw"); ok {
 		return rawRecord(path, o, last)
 	}
-	if err := o.Only(path, "type", "subtype", "manufacturer_id", "data", "version", "last", "checksum", "header_checksum"); err != nil {
+	if err := o.Only(path, "type", "subtype", "manufacturer_id", "data", "fields", "version", "last", "checksum", "header_checksum"); err != nil {
 		return nil, err
 	}
 	if _, ok := o.Get("type"); !ok {
@@ -143,6 +143,12 @@ func recordData(path string, typ byte, o spec.Object) ([]byte, error) {
 		front = []byte{byte(n), byte(n >> 8), byte(n >> 16)}
 	}
 	raw, ok := o.Get("data")
+	if fields, known := o.Get("fields"); known {
+		if ok {
+			return nil, spec.Errorf(path+".fields", "can't stand beside data")
+		}
+		return buildNumbers(path+".fields", typ, fields)
+	}
 	if !ok {
 		return nil, spec.Errorf(path+".data", "missing")
 	}
@@ -155,6 +161,11 @@ func (r *record) spec(last bool) spec.Object {
 	var o spec.Object
 	o.Add("type", spec.Byte(r.typ()))
 	data := r.data
+	list := known[r.typ()]
+	if list != nil && len(data) == dataSizes[r.typ()] {
+		o.Add("fields", numbers(list, data))
+		return r.rest(o, last)
+	}
 	switch {
 	case r.typ() == managementAccess && len(data) > 0:
 		o.Add("subtype", spec.Byte(data[0]))
@@ -164,6 +175,11 @@ func (r *record) spec(last bool) spec.Object {
 		data = data[3:]
 	}
 	o.Add("data", spec.Show(data))
+	return r.rest(o, last)
+}
+
+// rest adds what is irregular about a record.
+func (r *record) rest(o spec.Object, last bool) spec.Object {
 	if v := r.head[1] &^ endOfList; v != recordFormat {
 		o.Add("version", v)
 	}
