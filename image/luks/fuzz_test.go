@@ -128,7 +128,7 @@ func FuzzSplitter(f *testing.F) {
 		split := luks.Split(h, p, int(n))
 		require.Len(t, split, len(p)*int(n))
 		require.Equal(t, p, luks.Merge(h, split, int(n)))
-		if n > 1 {
+		if n > 1 && len(p) >= 16 { // a byte may be right by chance
 			split[len(split)/2] ^= 1
 			require.NotEqual(t, p, luks.Merge(h, split, int(n)))
 		}
