@@ -202,7 +202,7 @@ func (tx *Tx) writeNode(t *tree, c *kid, place func() (int64, error)) (reference
 	if err != nil {
 		return reference{}, err
 	}
-	raw := n.encode(make([]byte, 0, maxNode), t.kind, tx.prof)
+	raw := n.encode(tx.d.nodebuf[:0], t.kind, tx.prof)
 	n.ref = tx.referTo(off, raw)
 	tx.d.cache.put(n)
 	*c = kid{ref: n.ref}
@@ -390,7 +390,7 @@ func (tx *Tx) writeFree(old reference) (reference, error) {
 		ref := s.tree.root.ref
 		s.node.tree = &ref
 	}
-	raw := s.node.encode(make([]byte, 0, maxNode))
+	raw := s.node.encode(tx.d.nodebuf[:0])
 	ref := tx.referTo(own, raw)
 	return ref, tx.write(own, raw)
 }

@@ -42,8 +42,9 @@ type Dir struct {
 	opts Options
 	keys *keys // set once by the first load
 
-	writer  sync.Mutex // serialises updates, settling and reloading; guards the next three
+	writer  sync.Mutex // serialises updates, settling and reloading; guards the next four
 	outbuf  []byte
+	nodebuf [maxNode]byte
 	scratch []byte
 	prints  map[int64]fingerprint
 
@@ -357,7 +358,7 @@ func (d *Dir) readKeySlots(r *root) (*keyslot.Slots, error) {
 }
 
 // cacheNodes bounds the cache: this many nodes of 4 KiB, twice.
-const cacheNodes = 1024
+const cacheNodes = 512
 
 // A nodeCache keeps the nodes used last. When the young half is full it
 // becomes the old half, and what was in that is forgotten.

@@ -152,6 +152,7 @@ func parseNode(p []byte, ref reference, k *treeKind, pr *profile, level int) (*n
 	}
 	list := d.seq(&in, tagSequence, "items")
 	d.end(in, "")
+	var raw [][]byte
 	for d.err == nil && !list.Empty() {
 		at := list
 		var key []byte
@@ -159,6 +160,7 @@ func parseNode(p []byte, ref reference, k *treeKind, pr *profile, level int) (*n
 			var der []byte
 			key, der = k.item(d, &list, pr)
 			n.items = append(n.items, der)
+			raw = append(raw, at[:len(at)-len(list):len(at)-len(list)])
 		} else {
 			c := d.seq(&list, tagSequence, "child")
 			key = bytes.Clone(k.key(d, &c, pr))
@@ -174,9 +176,10 @@ func parseNode(p []byte, ref reference, k *treeKind, pr *profile, level int) (*n
 	if d.err == nil && len(n.keys) == 0 && (n.level > 0 || level >= 0) {
 		d.fail(in, "R34", "items", 0, "at least one, except in an empty tree's root")
 	}
-	if err := d.canonical(n.encode(nil, k, pr)); err != nil {
+	if err := d.canonical(n.encode(make([]byte, 0, maxNode), k, pr)); err != nil {
 		return nil, err
 	}
+	n.items = raw // the same bytes, in the one array that the cache then keeps
 	n.recount()
 	return n, nil
 }

@@ -13,7 +13,7 @@ import (
 // crossCheckBlobs is how many blobs a store may have for its free space to be
 // compared with what the directory reaches whenever it is opened for writing.
 // Larger ones are compared by Check, and after a torn commit.
-const crossCheckBlobs = 4096
+const crossCheckBlobs = 256
 
 // Open opens the store on dev, which belongs to the Dir from then on if there
 // is no error.
