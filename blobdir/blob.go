@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"math"
 	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -464,6 +463,9 @@ func (b *blob) inline() error {
 	return nil
 }
 
+// maxRestored bounds what setMeta keeps in memory.
+const maxRestored = 256 << 20
+
 // setMeta changes what is said of the content. The type is bound into sealed
 // chunks, and the chunk size decides where they begin, so a change of either
 // stores the content anew.
@@ -474,7 +476,7 @@ func (b *blob) setMeta(m Meta) error {
 		b.touch()
 		return nil
 	}
-	if b.Size > math.MaxInt32 {
+	if b.Size > maxRestored {
 		return fmt.Errorf("%w: blob %q: the type or chunk size of so large a blob can't be changed", ErrInvalid, b.Name)
 	}
 	content := make([]byte, b.Size)

@@ -345,8 +345,10 @@ func (d *Dir) readFree(r *root, p *profile) (*freeNode, error) {
 	return f, err
 }
 
+// readKeySlots reads a root's key slots. As long as there is no key, and only
+// then, their checksum has to do.
 func (d *Dir) readKeySlots(r *root) (*keyslot.Slots, error) {
-	raw, err := d.readExtent(*r.keySlots, "key slots")
+	raw, err := d.readNode(*r.keySlots, "key slots", &profile{keys: d.keys})
 	if err != nil {
 		return nil, err
 	}

@@ -176,13 +176,24 @@ func (d *Dir) recover() (*state, error) {
 func (d *Dir) verified(st *state, newest, other *root) (*state, error) {
 	w := &walker{d: d, prof: &st.prof, only: newest.gen, content: true, visit: func(region) error { return nil }}
 	err := w.root(newest)
-	if err == nil || !damaged(err) || other == nil {
+	if err == nil || !torn(err) || other == nil {
 		return st, err
 	}
 	d.choose(st, other)
 	st.settled = true
 	st.status.Recovered = fmt.Sprintf("generation %d was torn by a crash (%v); generation %d counts", newest.gen, err, other.gen)
 	return st, nil
+}
+
+// torn tells whether bytes are missing, as after a crash. What has its checksum
+// and is wrong all the same was written so.
+func torn(err error) bool {
+	for _, rule := range []string{"R21", "R23", "R54"} {
+		if damagedRule(err, rule) {
+			return true
+		}
+	}
+	return false
 }
 
 // order tells the newer root from the older. other is nil if only one can be
@@ -291,8 +302,7 @@ func (d *Dir) authenticateSlots(r *root) error {
 	if d.keys == nil {
 		return nil
 	}
-	prof := profile{keys: d.keys}
-	if _, err := d.readNode(*r.keySlots, "key slots", &prof); err != nil && !damaged(err) {
+	if _, err := d.readKeySlots(r); err != nil && !damaged(err) {
 		return err
 	}
 	return nil

@@ -3,6 +3,7 @@ package blobdir
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"time"
 
@@ -186,8 +187,8 @@ func (r *root) rest(d *decoder, in *cryptobyte.String, mac bool) {
 }
 
 func damagedRule(err error, rule string) bool {
-	e, ok := err.(*Error)
-	return ok && e.Rule == rule
+	e := (*Error)(nil)
+	return errors.As(err, &e) && e.Rule == rule
 }
 
 // version reads the format's version: what isn't 1 is unsupported, not

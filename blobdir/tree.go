@@ -2,6 +2,7 @@ package blobdir
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"sort"
 )
@@ -176,6 +177,9 @@ func (t *tree) put(key, item []byte) error {
 	right, err := t.insert(n, key, item)
 	if err != nil || right == nil {
 		return err
+	}
+	if n.level == maxLevel {
+		return fmt.Errorf("%w: the %s has more than %d levels", ErrInvalid, t.kind.name, maxLevel)
 	}
 	top := &node{kind: t.kind, level: n.level + 1, keys: [][]byte{n.keys[0], right.keys[0]}, kids: []kid{{dirty: n}, {dirty: right}}}
 	top.recount()
