@@ -129,7 +129,7 @@ func encodeText(path, s string, ascii bool) ([]byte, error) {
 }
 
 // encode6Bit packs characters of six bits, the first in the lowest bits
-// (section 13.2).
+// (section 13).
 func encode6Bit(path, s string) ([]byte, error) {
 	b := make([]byte, (len(s)*6+7)/8)
 	for i, c := range []byte(s) {
@@ -159,7 +159,8 @@ func decode6Bit(b []byte) string {
 }
 
 // encodeBCD packs two characters in a byte, the first in the upper bits
-// (section 13.1).
+// (section 13). The document does not say which comes first; this is how
+// ipmitool reads it.
 func encodeBCD(path, s string) ([]byte, error) {
 	if len(s)%2 != 0 {
 		return nil, spec.Errorf(path, "has %d characters; two share a byte, so add a space", len(s))

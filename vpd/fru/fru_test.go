@@ -40,8 +40,7 @@ func specWithoutBCD(t testing.TB) []byte {
 	return bytes.Replace(read(t, "server.fru.jsonc"), []byte(`{"type": "bcd", "data": "2024-03.0501"}`), []byte(`"2024-03.0501"`), 1)
 }
 
-// BCD plus has the first character in the upper bits: revision 1.3, section
-// 13.1.
+// BCD plus has the first character in the upper bits, as ipmitool reads it.
 func TestBCD(t *testing.T) {
 	image, warnings, err := f.Pack(read(t, "server.fru.jsonc"))
 	require.NoError(t, err)

@@ -15,7 +15,7 @@ type number struct {
 	signed bool
 }
 
-// known: the records that consist of numbers (sections 18.1 to 18.3). Names
+// known: the records that consist of numbers (section 18). Names
 // end with the unit; voltages count 10 mV, and where a record shares a byte
 // among several things it is one number here.
 var known = map[byte][]number{

@@ -8,7 +8,7 @@ import (
 	"nvstore.dev/vpd/internal/spec"
 )
 
-// Types of records with members of their own (section 16.2).
+// Types of records with members of their own (table 16-2).
 const (
 	managementAccess = 0x03
 	firstOEM         = 0xc0
@@ -16,7 +16,7 @@ const (
 	maxData = 0xff
 )
 
-// dataSizes: the records of a fixed size (sections 18 and on).
+// dataSizes: the records of a fixed size (section 18).
 var dataSizes = map[byte]int{0x00: 24, 0x01: 13, 0x02: 13, 0x09: 15, 0x0a: 15}
 
 var typeNames = map[byte]string{
