@@ -2,7 +2,9 @@ package blobdir_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	mrand "math/rand/v2"
 	"testing"
 
@@ -17,7 +19,7 @@ import (
 // qcow2Stack puts a qcow2 image between the store and the crash device. After
 // each crash the image itself must be without errors; leaks are allowed.
 func qcow2Stack(cluster int) stack {
-	open := func(c *imagetest.CrashDevice) (image.Device, error) {
+	open := func(c image.Device) (image.Device, error) {
 		return qcow2.Open(c, &qcow2.OpenOptions{CacheSize: 1 << 20})
 	}
 	return stack{
@@ -89,4 +91,66 @@ func TestQcow2SnapshotUnderneath(t *testing.T) {
 		requireClean(t, d)
 		require.NoError(t, d.Close())
 	})
+}
+
+// TestQcow2SnapshotDuringCommit takes a snapshot of the qcow2 image at one
+// operation of a commit, or before it, and loads it at another.
+func TestQcow2SnapshotDuringCommit(t *testing.T) {
+	counts := map[string]int{}
+	for second := range actions(1) {
+		length := 1
+		for at := 0; at < length; at++ {
+			for from := -1; from < at; from++ {
+				length = max(length, snapshotDuring(t, second, from, at, counts))
+			}
+		}
+	}
+	t.Logf("outcomes: %v", counts)
+	require.Positive(t, counts["noticed"])
+	require.Positive(t, counts["acknowledged"])
+}
+
+func snapshotDuring(t *testing.T, second, from, at int, counts map[string]int) int {
+	st := qcow2Stack(4096)
+	crash, before := populate(t, "sealed", st)
+	img, err := qcow2.Open(crash, nil)
+	require.NoError(t, err)
+	h := &hook{Device: img}
+	d := openStore(t, h, "sealed")
+	if from < 0 {
+		require.NoError(t, img.Snapshots().Create("s"))
+	}
+	h.n = 0
+	h.before = func(i int) {
+		if i == from {
+			require.NoError(t, img.Snapshots().Create("s"))
+		}
+		if i == at {
+			require.NoError(t, img.Snapshots().Revert("s"))
+		}
+	}
+	a := actions(1)[second]
+	err = d.Update(a.tx, nil)
+	after := before.with(a.model)
+	h.before = nil
+	fresh, oerr := blobdir.Open(&record{Device: img}, openOptions(t, "sealed"))
+	if errors.Is(oerr, blobdir.ErrStraddled) {
+		counts["straddled"]++
+		require.NoError(t, img.Snapshots().Revert("s"))
+		fresh, oerr = blobdir.Open(&record{Device: img}, openOptions(t, "sealed"))
+	}
+	require.NoError(t, oerr)
+	got, cerr := contentOf(fresh)
+	require.NoError(t, cerr)
+	if err == nil {
+		counts["acknowledged"]++
+		require.True(t, maps.Equal(got, after), "an acknowledged commit is there")
+	} else {
+		counts["noticed"]++
+		require.ErrorIs(t, err, blobdir.ErrReverted)
+		require.True(t, maps.Equal(got, before) || maps.Equal(got, after), "one of the two legal states")
+	}
+	require.NoError(t, img.Close())
+	require.NoError(t, st.check(crash.Reopen()))
+	return h.n
 }

@@ -20,7 +20,7 @@ import (
 // A stack puts what the store lies on onto the crash device.
 type stack struct {
 	name string
-	open func(*imagetest.CrashDevice) (image.Device, error)
+	open func(image.Device) (image.Device, error)
 	// fresh makes a new medium.
 	fresh func() (*imagetest.CrashDevice, error)
 	// check looks at the medium after a crash, beside the store.
@@ -29,7 +29,7 @@ type stack struct {
 
 var rawStack = stack{
 	name:  "raw",
-	open:  func(c *imagetest.CrashDevice) (image.Device, error) { return c, nil },
+	open:  func(c image.Device) (image.Device, error) { return c, nil },
 	fresh: func() (*imagetest.CrashDevice, error) { return imagetest.NewCrash(256<<10, nil), nil },
 }
 
@@ -474,33 +474,38 @@ func TestFailedSync(t *testing.T) {
 var errKilled = errors.New("killed")
 
 func afterTrouble(t *testing.T, trouble func(dev *imagetest.CrashDevice, h *hook, at int)) {
-	for _, kind := range []string{"plain", "sealed"} {
-		for _, drop := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s/dropcache=%v", kind, drop), func(t *testing.T) {
-				base, start := populate(t, kind, rawStack)
-				rng := mrand.New(mrand.NewPCG(seedFor(t), 3))
-				states := 0
-				for first := range actions(0) {
-					for second := range actions(1) {
-						if (first*len(actions(0))+second)%3 > 0 && testing.Short() {
-							continue
-						}
-						states += troubleRun(t, kind, drop, base, start, first, second, rng, trouble)
+	for _, run := range []struct {
+		st   stack
+		kind string
+		drop bool
+	}{{rawStack, "plain", true}, {rawStack, "plain", false}, {rawStack, "sealed", true}, {rawStack, "sealed", false}, {qcow2Stack(4096), "sealed", true}} {
+		st, kind, drop := run.st, run.kind, run.drop
+		t.Run(fmt.Sprintf("%s/%s/dropcache=%v", st.name, kind, drop), func(t *testing.T) {
+			base, start := populate(t, kind, st)
+			rng := mrand.New(mrand.NewPCG(seedFor(t), 3))
+			states := 0
+			for first := range actions(0) {
+				for second := range actions(1) {
+					if (first*len(actions(0))+second)%3 > 0 && testing.Short() {
+						continue
 					}
+					states += troubleRun(t, st, kind, drop, base, start, first, second, rng, trouble)
 				}
-				t.Logf("%d crash states", states)
-			})
-		}
+			}
+			t.Logf("%d crash states", states)
+		})
 	}
 }
 
-func troubleRun(t *testing.T, kind string, drop bool, base *imagetest.CrashDevice, start content, first, second int, rng *mrand.Rand,
+func troubleRun(t *testing.T, st stack, kind string, drop bool, base *imagetest.CrashDevice, start content, first, second int, rng *mrand.Rand,
 	trouble func(*imagetest.CrashDevice, *hook, int)) (states int) {
 	one, two := actions(0)[first], actions(1)[second]
 	for at := 0; ; at++ {
 		dev := base.Fork()
 		h := &hook{Device: dev}
-		d, err := blobdir.Open(h, openOptions(t, kind))
+		under, err := st.open(h)
+		require.NoError(t, err)
+		d, err := blobdir.Open(under, openOptions(t, kind))
 		require.NoError(t, err)
 		h.n = 0
 		trouble(dev, h, at)
@@ -509,9 +514,10 @@ func troubleRun(t *testing.T, kind string, drop bool, base *imagetest.CrashDevic
 		}
 		dev = dev.Reopen()
 		mark := dev.Len()
-		var top image.Device = dev
+		top, err := st.open(dev)
+		require.NoError(t, err)
 		if !drop {
-			top = bare{dev}
+			top = bare{top}
 		}
 		legal := []content{start, start.with(one.model)}
 		d, err = blobdir.Open(top, openOptions(t, kind))
@@ -521,7 +527,7 @@ func troubleRun(t *testing.T, kind string, drop bool, base *imagetest.CrashDevic
 		require.NoError(t, err)
 		require.True(t, maps.Equal(seen, legal[0]) || maps.Equal(seen, legal[1]))
 		require.NoError(t, d.Update(two.tx, nil))
-		r := &crashRun{t: t, kind: kind, stack: rawStack, dev: dev, rng: rng, distinct: map[uint64]bool{}}
+		r := &crashRun{t: t, kind: kind, stack: st, dev: dev, rng: rng, distinct: map[uint64]bool{}}
 		done := seen.with(two.model)
 		for cut := mark; cut <= dev.Len(); cut++ {
 			want := []content{seen, done}
