@@ -13,12 +13,12 @@ import (
 
 const (
 	pageSize = 4096
-	maxPages = 2048 // a Blob that has this many changed pages commits by itself
+	maxPages = 1024 // a Blob that has this many changed pages commits by itself
 )
 
 // A Blob is one blob as a device sees its memory: bytes at offsets, and Sync.
 // Writes are kept in memory until Sync commits them, all at once; after a
-// crash the blob is as it was at some Sync, or in between if more than 8 MiB
+// crash the blob is as it was at some Sync, or in between if more than 4 MiB
 // were written without one. A Blob may be used by many goroutines. While it is
 // open, only it should change its blob.
 //

@@ -23,6 +23,7 @@ import (
 type reverter struct {
 	s            *nvstore.Store
 	save, revert func()
+	bitByBit     bool // what reads meanwhile may see half of it
 }
 
 // reverters are the ways in which an image goes back under a store.
@@ -51,10 +52,10 @@ var reverters = []struct {
 		s, err := nvstore.Create(path, o)
 		require.NoError(t, err)
 		var saved []byte
-		return reverter{s, func() {
+		return reverter{s: s, bitByBit: true, save: func() {
 			saved, err = os.ReadFile(path)
 			require.NoError(t, err)
-		}, func() {
+		}, revert: func() {
 			f, err := os.OpenFile(path, os.O_WRONLY, 0)
 			require.NoError(t, err)
 			_, err = f.WriteAt(saved, 0)
@@ -67,7 +68,7 @@ var reverters = []struct {
 		s, err := nvstore.CreateDevice(d, o)
 		require.NoError(t, err)
 		var saved *imagetest.Content
-		return reverter{s, func() { saved = d.Snapshot() }, func() { d.Revert(saved) }}
+		return reverter{s: s, save: func() { saved = d.Snapshot() }, revert: func() { d.Revert(saved) }}
 	}},
 }
 
@@ -79,8 +80,8 @@ func snapshotted(t *testing.T, o *nvstore.CreateOptions, wrap func(image.Device)
 	require.True(t, ok)
 	s, err := nvstore.CreateDevice(wrap(c.Device), o)
 	require.NoError(t, err)
-	return reverter{s, func() { require.NoError(t, snaps.Snapshots().Create("s")) },
-		func() { require.NoError(t, snaps.Snapshots().Revert("s")) }}
+	return reverter{s: s, save: func() { require.NoError(t, snaps.Snapshots().Create("s")) },
+		revert: func() { require.NoError(t, snaps.Snapshots().Revert("s")) }}
 }
 
 func eachReverter(t *testing.T, idle time.Duration, run func(t *testing.T, r reverter)) {
@@ -186,6 +187,9 @@ func TestRevertUnderReaders(t *testing.T) {
 // sees one whole state or ErrReverted.
 func TestRevertUnderLoad(t *testing.T) {
 	eachReverter(t, -1, func(t *testing.T, r reverter) {
+		if r.bitByBit {
+			return // half a revert is damage
+		}
 		put := func(v uint64) error {
 			return r.s.Update(func(tx *nvstore.Tx) error {
 				return errors.Join(tx.Put("left", pair(v), nil), tx.Put("right", pair(v), nil))
