@@ -7,6 +7,8 @@ set -euo pipefail
 packages=(
 	ca-certificates   # go downloads modules
 	dumpasn1          # prints our structures
+	edid-decode       # reads the EDIDs that we make
+	freeipmi-tools    # ipmi-fru reads the FRUs that we make
 	gcc libc6-dev     # the race detector needs cgo
 	git               # the mutation runner copies the tree
 	openssl           # asn1parse

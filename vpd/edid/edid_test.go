@@ -80,8 +80,8 @@ func TestEDIDDecodeAgreesOnTheChecksums(t *testing.T) {
 
 func TestFixtures(t *testing.T) {
 	bad := map[string]string{
-		"bad-base.bin":      "base at byte 0x7f: wrong checksum",
-		"bad-extension.bin": "extensions[0] at byte 0xff: wrong checksum",
+		"wrong-checksum.bin": "base at byte 0x7f: wrong checksum",
+		"bad-extension.bin":  "extensions[0] at byte 0xff: wrong checksum",
 	}
 	for _, name := range formtest.Images(t, f, "edid") {
 		image := read(t, name)
