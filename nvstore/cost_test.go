@@ -65,7 +65,11 @@ const (
 // exactly one Sync.
 func TestCommitCost(t *testing.T) {
 	for _, k := range kinds[:2] {
-		for _, n := range []int{10, 10_000, 100_000} {
+		sizes := []int{10, 10_000, 100_000}
+		if raceDetector {
+			sizes = sizes[:2]
+		}
+		for _, n := range sizes {
 			t.Run(fmt.Sprintf("%s/%d", k.name, n), func(t *testing.T) {
 				t.Parallel()
 				o := &nvstore.CreateOptions{Idle: -1}

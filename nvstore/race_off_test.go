@@ -1,0 +1,5 @@
+//go:build !race
+
+package nvstore_test
+
+const raceDetector = false

@@ -1,0 +1,6 @@
+//go:build race
+
+package nvstore_test
+
+// raceDetector multiplies memory and time.
+const raceDetector = true
