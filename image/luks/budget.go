@@ -72,3 +72,6 @@ func (p *purse) argon2(variant string, pass, salt []byte, time, memoryKiB uint32
 	}
 	return argon2.IDKey(pass, salt, time, memoryKiB, cpus, uint32(n)), nil
 }
+
+// unbounded is for what a caller asks for itself.
+func unbounded() *purse { return &purse{math.MaxUint64, math.MaxUint64, math.MaxUint32} }

@@ -18,6 +18,8 @@ var (
 	ErrTruncated = errors.New("luks: image is truncated")
 	// ErrNoSlot: no key slot is in use, so that nothing can open the image.
 	ErrNoSlot = errors.New("luks: no key slot is in use")
+	// ErrLastSlot: without this key slot, nothing could open the image.
+	ErrLastSlot = errors.New("luks: the only key slot in use")
 )
 
 // bad is a FormatError, of kind image.ErrCorrupt unless with says otherwise.

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash"
 	"math"
 
 	"nvstore.dev/crypto/kdf"
@@ -253,19 +254,21 @@ func (f *formatter) sync() error {
 	return f.d.Sync()
 }
 
-// writeArea puts the key, split and encrypted with what the passphrase gave,
-// into a key area.
-func (f *formatter) writeArea(off int64, derived []byte) error {
-	c, err := f.spec.newCrypter(derived, 512)
+// writeArea puts a volume key, split with newHash and encrypted with what a
+// passphrase gave, into the key area at off.
+func writeArea(d image.Device, off int64, s spec, newHash func() hash.Hash, key, derived []byte) error {
+	c, err := s.newCrypter(derived, 512)
 	if err != nil {
 		return err
 	}
-	split := afSplit(hashes[f.Hash], f.key, stripes)
+	split := afSplit(newHash, key, stripes)
 	defer clear(split)
 	split = append(split, make([]byte, -len(split)&511)...)
 	c.encrypt(split, split, 0)
-	_, err = f.to.WriteAt(split, off)
-	return err
+	if _, err = d.WriteAt(split, off); err != nil {
+		return err
+	}
+	return d.Sync()
 }
 
 func (f *formatter) digestIterations() uint32 {

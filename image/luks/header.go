@@ -33,6 +33,8 @@ type header interface {
 	layout() layout
 	slots() []slot // in the order in which to try them
 	info() *Info
+	add(key []byte, o *KeyOptions) (number int, err error)
+	remove(number int) error
 }
 
 // Info is what a header tells without a key.

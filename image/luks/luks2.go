@@ -151,6 +151,7 @@ func readCopy(d image.Device, off int64) (*v2Bin, []byte, error) {
 type v2 struct {
 	bin     *v2Bin
 	meta    *metadata
+	root    object // the JSON, with all that this package doesn't know
 	d       image.Device
 	damaged error // of the other header
 }
@@ -223,7 +224,7 @@ func readWhole(d image.Device, off int64) (*v2, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &v2{bin: b, meta: m, d: d}, nil
+	return &v2{bin: b, meta: m, root: o, d: d}, nil
 }
 
 func (v *v2) layout() layout { return v.meta.layout }

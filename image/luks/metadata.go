@@ -16,6 +16,7 @@ import (
 type metadata struct {
 	layout
 	encryption string
+	areas      int64    // bytes for key areas, behind both headers
 	slots      []v2Slot // by number
 	digest     v2Digest
 	tokens     map[string]string
@@ -23,6 +24,7 @@ type metadata struct {
 
 // A v2Digest tells whether a volume key is right.
 type v2Digest struct {
+	name         string // its number
 	hash         string
 	newHash      func() hash.Hash
 	iterations   uint64
@@ -35,7 +37,7 @@ func readMetadata(o object, headerSize int64) (*metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &metadata{}
+	m := &metadata{areas: areas}
 	if err := m.readSegments(o, 2*headerSize+areas); err != nil {
 		return nil, err
 	}
@@ -214,6 +216,7 @@ func (m *metadata) readDigests(o object) error {
 			return badJSON(d.at("segments"), nil, "one digest for segment 0")
 		}
 		found = true
+		m.digest.name = name
 		if err := m.digest.read(d); err != nil {
 			return err
 		}
