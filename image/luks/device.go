@@ -24,7 +24,7 @@ type Options struct {
 	ReadOnly bool
 
 	// Slots are the numbers of the key slots to try; nil means all that are
-	// in use.
+	// in use, but for LUKS2's of priority 0.
 	Slots []int
 
 	// Budget is what may be spent on deriving keys; nil means the default.

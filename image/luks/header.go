@@ -25,6 +25,7 @@ type layout struct {
 // A slot is a key slot that may be tried.
 type slot struct {
 	n   int
+	shy bool // only tried if asked for by number
 	try func(pass []byte, p *purse) (key []byte, err error)
 }
 
@@ -115,7 +116,7 @@ func unlock(h header, pass []byte, only []int, p *purse) (key []byte, number int
 	var first error
 	tried := 0
 	for _, s := range h.slots() {
-		if only != nil && !slices.Contains(only, s.n) {
+		if only == nil && s.shy || only != nil && !slices.Contains(only, s.n) {
 			continue
 		}
 		key, err := s.try(pass, p)

@@ -204,7 +204,7 @@ func (v *v1) slots() []slot {
 	var list []slot
 	for i := range v.slot {
 		if v.slot[i].state == v1Active {
-			list = append(list, slot{i, func(pass []byte, p *purse) ([]byte, error) {
+			list = append(list, slot{i, false, func(pass []byte, p *purse) ([]byte, error) {
 				return v.try(&v.slot[i], pass, p)
 			}})
 		}

@@ -231,10 +231,10 @@ func (v *v2) layout() layout { return v.meta.layout }
 
 func (v *v2) slots() []slot {
 	var list []slot
-	for _, priority := range []int{2, 1} { // 0 is for those who ask by number
+	for _, priority := range []int{2, 1, 0} {
 		for i := range v.meta.slots {
 			if s := &v.meta.slots[i]; s.priority == priority && s.usable {
-				list = append(list, slot{s.n, func(pass []byte, p *purse) ([]byte, error) {
+				list = append(list, slot{s.n, priority == 0, func(pass []byte, p *purse) ([]byte, error) {
 					return s.try(v.d, v.meta, pass, p)
 				}})
 			}

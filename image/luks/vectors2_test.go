@@ -341,3 +341,13 @@ func TestTruncatedV2(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, d.Size())
 }
+
+// TestPriority: a key slot of priority 0 opens only if asked for.
+func TestPriority(t *testing.T) {
+	p := sound2(t)
+	setText(p, strings.Replace(text2(p), `"key_size":64,"af"`, `"priority":0,"key_size":64,"af"`, 1))
+	_, err := luks.Open(memory(t, p), &luks.Options{Passphrase: pass})
+	require.ErrorIs(t, err, luks.ErrNoSlot)
+	_, err = luks.Open(memory(t, p), &luks.Options{Passphrase: pass, Slots: []int{0}})
+	require.NoError(t, err)
+}
