@@ -6,6 +6,7 @@ set -euo pipefail
 
 packages=(
 	ca-certificates   # go downloads modules
+	cryptsetup-bin    # the judge of LUKS images
 	dumpasn1          # prints our structures
 	edid-decode       # reads the EDIDs that we make
 	freeipmi-tools    # ipmi-fru reads the FRUs that we make
@@ -14,6 +15,7 @@ packages=(
 	openssl           # asn1parse
 	pciutils          # lspci reads the VPD that we make
 	qemu-system-x86   # locks, NBD, live snapshots
+	qemu-user-static  # runs the arm64 kernels
 	qemu-utils        # qemu-img, qemu-io, qemu-nbd
 	sqlite3           # a peer in the benchmarks
 	swtpm swtpm-tools # what TPM state is

@@ -116,13 +116,13 @@ func (c *Cipher) DecryptUnit(dst, src []byte, tweak *[BlockSize]byte) {
 func check(dst, src []byte, sectorSize int) {
 	switch {
 	case sectorSize <= 0 || sectorSize%BlockSize != 0:
-		panic("xts: sector size is not a positive multiple of the block size")
+		panic("internal error: xts: sector size is not a positive multiple of the block size")
 	case len(src)%sectorSize != 0:
-		panic("xts: input is not whole sectors")
+		panic("internal error: xts: input is not whole sectors")
 	case len(dst) < len(src):
-		panic("xts: output smaller than input")
+		panic("internal error: xts: output smaller than input")
 	case inexactOverlap(dst[:len(src)], src):
-		panic("xts: invalid buffer overlap")
+		panic("internal error: xts: invalid buffer overlap")
 	}
 }
 
