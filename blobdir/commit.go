@@ -119,7 +119,6 @@ func (tx *Tx) unchanged() error {
 // reverted reloads after a change underneath. If that fails the handle can't
 // go on.
 func (d *Dir) reverted(when string) error {
-	d.reverts.Add(1)
 	d.cache.clear()
 	if err := d.reload(); err != nil {
 		d.mu.Lock()
@@ -259,7 +258,7 @@ func (tx *Tx) commit() error {
 	if err := tx.confirm(expect); err != nil {
 		return err
 	}
-	st := &state{root: r, slots: expect, prof: tx.wprof, highest: r.gen, status: tx.st.status}
+	st := &state{root: r, slots: expect, prof: tx.wprof, highest: r.gen, epoch: tx.st.epoch, status: tx.st.status}
 	free := tx.space.node
 	st.free = &free
 	d.st.Store(st)

@@ -62,11 +62,18 @@ func Create(dev image.Device, opts *CreateOptions) (*Dir, error) {
 	if err := d.reload(); err != nil {
 		return nil, err
 	}
+	// That there is no generation before the first is no loss to report.
+	st := *d.st.Load()
+	st.status = Status{}
+	d.st.Store(&st)
 	// A second generation, so that losing either root loses nothing.
 	d.writer.Lock()
 	defer d.writer.Unlock()
 	limit := o.MaxSize
-	return d, d.update(func(tx *Tx) error { tx.maxSize = &limit; return nil })
+	if err := d.update(func(tx *Tx) error { tx.maxSize = &limit; return nil }); err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // prepare demands room, and blank blocks where the fixed structures go.

@@ -48,9 +48,8 @@ type Dir struct {
 	scratch []byte
 	prints  map[int64]fingerprint
 
-	st      atomic.Pointer[state]
-	reverts atomic.Int64 // how often the image was found changed underneath
-	cache   nodeCache
+	st    atomic.Pointer[state]
+	cache nodeCache
 
 	mu      sync.Mutex
 	readers map[int64]int // generation → open View transactions
@@ -66,6 +65,7 @@ type state struct {
 	free    *freeNode // nil when read-only
 	settled bool
 	highest int64 // the highest generation ever seen in a slot
+	epoch   int64 // how often the store was read anew, so that a reader knows a revert from damage
 	status  Status
 }
 
@@ -127,32 +127,33 @@ func (d *Dir) View(fn func(*Tx) error) error {
 	if err := d.fail(); err != nil {
 		return err
 	}
-	reverts := d.reverts.Load()
 	st := d.pin()
 	defer d.unpin(st)
 	tx := &Tx{d: d, st: st, prof: &st.prof}
 	tx.dir = tree{kind: directoryTree, pg: tx, root: kid{ref: st.root.dir}}
 	err := fn(tx)
 	tx.done = true
-	if damaged(err) && d.wasReverted(reverts) {
+	if damaged(err) && d.wasReverted(st) {
 		return fmt.Errorf("%w while it was read", ErrReverted)
 	}
 	return err
 }
 
 // wasReverted tells damage from another generation: the image was reverted,
-// or written by somebody else, since there had been this many reverts.
-func (d *Dir) wasReverted(since int64) bool {
-	if d.reverts.Load() != since {
-		return true
-	}
+// or written by somebody else, since st was the newest.
+func (d *Dir) wasReverted(st *state) bool {
 	alone := d.writer.TryLock() // the caller may be inside an update
 	if alone {
 		defer d.writer.Unlock()
 	}
-	same, err := sameSlots(d.dev, d.st.Load().slots)
+	now := d.st.Load()
+	if now.epoch != st.epoch {
+		return true
+	}
+	// st itself may have been followed by generations of this handle.
+	same, err := sameSlots(d.dev, now.slots)
 	if same || err != nil {
-		return d.reverts.Load() != since
+		return d.st.Load().epoch != st.epoch
 	}
 	if alone {
 		_ = d.reverted("while it was read")

@@ -60,6 +60,9 @@ func (d *Dir) reload() error {
 			return err
 		}
 	}
+	if old := d.st.Load(); old != nil {
+		st.epoch = old.epoch + 1
+	}
 	d.st.Store(st)
 	return nil
 }

@@ -66,6 +66,11 @@ func (tx *Tx) usable(write bool) error {
 // Generation returns the generation that the transaction reads.
 func (tx *Tx) Generation() int64 { return tx.st.root.gen }
 
+// Epoch tells how often this handle has read the store anew, because the image
+// was changed underneath or Reload was called. What was read in one epoch may
+// never have been in another, whatever the generation.
+func (tx *Tx) Epoch() int64 { return tx.st.epoch }
+
 // blob finds a blob by name. It returns nil if there is none.
 func (tx *Tx) blob(name string) (*blob, error) {
 	if err := CheckName(name); err != nil {

@@ -30,14 +30,13 @@ type Blob struct {
 	s    *Store
 	name string
 
-	mu      sync.Mutex
-	pages   map[int64][]byte // changed pages
-	size    int64
-	resize  bool  // size differs from what is stored
-	shrunk  int64 // bytes of what is stored that were never cut off
-	closed  bool
-	reverts int64 // the store's, when size and pages were read
-	gen     int64 // generation that was seen last
+	mu     sync.Mutex
+	pages  map[int64][]byte // changed pages
+	size   int64
+	resize bool  // size differs from what is stored
+	shrunk int64 // bytes of what is stored that were never cut off
+	closed bool
+	epoch  int64 // of the store, when size and pages were read; -1 if there is nothing
 }
 
 // errStale: the blob isn't what pages and size are about.
@@ -69,13 +68,12 @@ func (s *Store) Blob(name string, meta *Meta) (*Blob, error) {
 // refresh forgets what was not synced, and reads what there is.
 func (b *Blob) refresh() error {
 	b.reset(0)
-	b.reverts = -1 // stale, until it is found
-	reverts := b.s.reverts.Load()
+	b.epoch = -1
 	return b.s.View(func(tx *Tx) error {
 		e, err := tx.Stat(b.name)
 		if err == nil {
 			b.reset(e.Size)
-			b.reverts, b.gen = reverts, tx.Generation()
+			b.epoch = tx.Epoch()
 		}
 		return err
 	})
@@ -87,12 +85,11 @@ func (b *Blob) reset(size int64) {
 }
 
 // current returns errStale if the store was reverted since size and pages were
-// read. The generation shows it where nobody told us.
+// read.
 func (b *Blob) current(tx *Tx) error {
-	if b.reverts != b.s.reverts.Load() || tx.Generation() < b.gen {
+	if b.epoch != tx.Epoch() {
 		return errStale
 	}
-	b.gen = tx.Generation()
 	return nil
 }
 
@@ -125,7 +122,7 @@ func (b *Blob) follow(op func() error) (err error) {
 		lost := len(b.pages) > 0 || b.resize
 		switch err = b.refresh(); {
 		case lost && (err == nil || errors.Is(err, ErrNotFound)):
-			return &lostError{b.name}
+			return fmt.Errorf("%w: what was written to blob %q since its last Sync is gone", ErrReverted, b.name)
 		case err != nil && !errors.Is(err, ErrReverted):
 			return err
 		}
@@ -135,16 +132,6 @@ func (b *Blob) follow(op func() error) (err error) {
 	}
 	return err
 }
-
-// A lostError is the ErrReverted of a Blob. It is told from one that reports a
-// new revert.
-type lostError struct{ name string }
-
-func (e *lostError) Error() string {
-	return fmt.Sprintf("%v: what was written to blob %q since its last Sync is gone", ErrReverted, e.name)
-}
-
-func (e *lostError) Is(target error) bool { return target == ErrReverted }
 
 // Name returns the blob's name.
 func (b *Blob) Name() string { return b.name }

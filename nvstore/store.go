@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"nvstore.dev/blobdir"
@@ -94,11 +93,6 @@ type Store struct {
 	dir      *blobdir.Dir
 	location string
 	idle     time.Duration
-
-	// writer is held by updates and settling, so that no update begins
-	// before the store knows what the last one noticed.
-	writer  sync.Mutex
-	reverts atomic.Int64 // how often a change underneath was noticed
 
 	mu     sync.Mutex
 	timer  *time.Timer
@@ -201,15 +195,14 @@ func (s *Store) Close() error {
 
 // View runs fn on the newest generation, which stands still for it. If the
 // image turns out to have been changed underneath, and what fn wants to read
-// is gone, the error is ErrReverted.
-func (s *Store) View(fn func(*Tx) error) error {
-	return s.notice(s.dir.View(fn))
-}
+// is gone, the error is ErrReverted. fn must not call Update.
+func (s *Store) View(fn func(*Tx) error) error { return s.dir.View(fn) }
 
 // Update runs fn and commits what it did, all of it or nothing; when it
 // returns nil, the change is durable. If the image turns out to have been
 // changed underneath, as by loading a snapshot, nothing is committed and the
-// error is ErrReverted.
+// error is ErrReverted. fn uses its transaction only, not the store or its
+// blobs, which may wait for the update to end.
 func (s *Store) Update(fn func(*Tx) error) error { return s.update(fn, nil) }
 
 // UpdateAgain is Update, but runs fn again, on the new state of things, where
@@ -219,31 +212,16 @@ func (s *Store) UpdateAgain(fn func(*Tx) error) error {
 }
 
 func (s *Store) update(fn func(*Tx) error, o *blobdir.TxOptions) error {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	again := false
-	err := s.notice(s.dir.Update(func(tx *Tx) error {
-		if again {
-			s.reverts.Add(1)
-		}
-		again = true
-		return fn(tx)
-	}, o))
+	err := s.dir.Update(fn, o)
 	if err == nil {
 		s.settleSoon()
 	}
 	return err
 }
 
-// notice counts changes underneath.
-func (s *Store) notice(err error) error {
-	if errors.Is(err, ErrReverted) && !errors.As(err, new(*lostError)) {
-		s.reverts.Add(1)
-	}
-	return err
-}
-
-// settleSoon settles the store when nothing has been committed for a while.
+// settleSoon settles the store when nothing has been committed for a while. It
+// has nobody to tell of an error: a failed write shows at the next call, and
+// blobs follow a revert.
 func (s *Store) settleSoon() {
 	idle := s.idle
 	if idle == 0 {
@@ -255,18 +233,10 @@ func (s *Store) settleSoon() {
 		return
 	}
 	if s.timer == nil {
-		s.timer = time.AfterFunc(idle, s.settle)
+		s.timer = time.AfterFunc(idle, func() { _ = s.dir.Settle() })
 		return
 	}
 	s.timer.Reset(idle)
-}
-
-// settle has nobody to tell of an error: a failed write shows at the next
-// call, and blobs follow a revert.
-func (s *Store) settle() {
-	s.writer.Lock()
-	defer s.writer.Unlock()
-	_ = s.notice(s.dir.Settle())
 }
 
 // Get returns a blob's content.
