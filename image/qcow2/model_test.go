@@ -22,6 +22,9 @@ func modelOps() int {
 	if n, err := strconv.Atoi(os.Getenv("NVSTORE_QCOW2_OPS")); err == nil {
 		return n
 	}
+	if testing.Short() {
+		return 10_000
+	}
 	return scale(100_000)
 }
 
