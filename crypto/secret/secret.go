@@ -23,8 +23,8 @@ const (
 var (
 	// ErrEmpty: there is no secret in the source.
 	ErrEmpty = errors.New("secret is empty")
-	// ErrTooLong: the source holds more than MaxSize bytes.
-	ErrTooLong = errors.New("secret is longer than 1024 bytes")
+	// ErrTooLong: the source holds more than MaxSize bytes, or MaxBlob.
+	ErrTooLong = errors.New("secret is too long: a passphrase has at most 1024 bytes, a key file 8 MiB")
 	// ErrKeyFile: a key file holds neither 32 bytes nor 64 hexadecimal
 	// digits.
 	ErrKeyFile = errors.New("key file must hold exactly 32 bytes, or 64 hexadecimal digits and a newline")
@@ -82,6 +82,31 @@ func ReadFile(path string) (*Secret, error) {
 // its end. The descriptor stays open.
 func ReadFD(fd int) (*Secret, error) {
 	return fromFD(fd, passphrase)
+}
+
+// MaxBlob is the most that ReadBlob takes, in bytes, as cryptsetup does.
+const MaxBlob = 8 << 20
+
+// ReadBlob reads a secret of any bytes, 1 to MaxBlob of them: a key file of
+// cryptsetup's, or a file that QEMU takes as a secret. A newline is part of it.
+func ReadBlob(path string) (*Secret, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, MaxBlob+1)
+	defer Wipe(b)
+	n, err := io.ReadFull(f, b)
+	switch {
+	case err == nil:
+		err = ErrTooLong
+	case err == io.EOF:
+		err = ErrEmpty
+	case err == io.ErrUnexpectedEOF:
+		return New(append([]byte(nil), b[:n]...)), nil
+	}
+	return nil, fmt.Errorf("%s: %w", path, err)
 }
 
 // ReadKeyFile reads a raw key: a file of exactly 32 bytes, or of 64

@@ -187,3 +187,24 @@ func TestWipe(t *testing.T) {
 	s.Wipe()
 	(*secret.Secret)(nil).Wipe()
 }
+
+func TestReadBlob(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	for _, c := range []struct {
+		size int
+		want error
+	}{{0, secret.ErrEmpty}, {1, nil}, {4096, nil}, {secret.MaxBlob, nil}, {secret.MaxBlob + 1, secret.ErrTooLong}} {
+		p := bytes.Repeat([]byte("\n"), c.size)
+		require.NoError(t, os.WriteFile(path, p, 0o600))
+		s, err := secret.ReadBlob(path)
+		require.ErrorIs(t, err, c.want)
+		if c.want == nil {
+			require.True(t, bytes.Equal(p, s.Bytes()), "newlines count")
+			s.Wipe()
+		} else {
+			require.Nil(t, s)
+		}
+	}
+	_, err := secret.ReadBlob(path + ".none")
+	require.ErrorIs(t, err, os.ErrNotExist)
+}

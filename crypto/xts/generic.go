@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// generic is XTS over crypto/aes.
+// generic is XTS over two block ciphers.
 type generic struct {
 	data, tweak cipher.Block
 }

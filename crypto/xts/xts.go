@@ -1,10 +1,10 @@
 // Package xts encrypts sectors with AES-XTS (IEEE Std 1619-2018, NIST SP
 // 800-38E), as dm-crypt, LUKS and QEMU do: the tweak is a sector number as 128
-// bits, little endian.
+// bits, little endian. Other ciphers of 16-byte blocks are possible too.
 //
 // One call takes any number of sectors. On amd64 and arm64 the work is done by
 // AES instructions, eight blocks at a time; elsewhere, and with the build tag
-// purego, by crypto/aes a block at a time.
+// purego, by crypto/aes a block at a time. Other ciphers are always slow.
 //
 // XTS keeps data secret, block by block. It doesn't authenticate: whoever can
 // write to the medium can change plaintext at random, 16 bytes at a time, or
@@ -12,6 +12,7 @@
 package xts
 
 import (
+	"crypto/cipher"
 	"encoding/binary"
 	"fmt"
 	"unsafe"
@@ -27,10 +28,10 @@ func (k KeySizeError) Error() string {
 	return fmt.Sprintf("xts: key of %d bytes, want 32, 48 or 64", int(k))
 }
 
-// A Cipher is AES-XTS under one key. It is safe for concurrent use.
+// A Cipher is XTS, of AES unless it is from NewBlocks, under one key. It is safe for concurrent use.
 type Cipher struct {
 	asm     schedule // used if accelerated
-	generic *generic // used otherwise
+	generic *generic // used otherwise, and for other ciphers
 }
 
 // New returns the Cipher of a key of 32 bytes (AES-128), 48 (AES-192) or 64
@@ -53,6 +54,17 @@ func New(key []byte) (*Cipher, error) {
 	}
 	c.generic = g
 	return c, nil
+}
+
+// NewBlocks returns the Cipher of any two block ciphers of 16-byte blocks, one
+// for data and one for tweaks. Both must be safe for concurrent use.
+func NewBlocks(data, tweak cipher.Block) (*Cipher, error) {
+	for _, b := range []cipher.Block{data, tweak} {
+		if b.BlockSize() != BlockSize {
+			return nil, fmt.Errorf("xts: block size of %d bytes, want %d", b.BlockSize(), BlockSize)
+		}
+	}
+	return &Cipher{generic: &generic{data, tweak}}, nil
 }
 
 // EncryptSectors encrypts len(src)/sectorSize sectors of sectorSize bytes from

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/aes"
+	"crypto/cipher"
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
@@ -13,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/cast5"
+	"golang.org/x/crypto/twofish"
 	peer "golang.org/x/crypto/xts"
 
 	"nvstore.dev/crypto/xts"
@@ -300,4 +303,32 @@ func FuzzAgainstPeer(f *testing.F) {
 			checkAgainstPeer(t, c, name, key, size, 1+int(n)%20, sector, step)
 		}
 	})
+}
+
+// TestBlocks compares XTS of another cipher with golang.org/x/crypto's.
+func TestBlocks(t *testing.T) {
+	newBlock := func(key []byte) (cipher.Block, error) { return twofish.NewCipher(key) }
+	key := random(9, 64)
+	p, err := peer.NewCipher(newBlock, key)
+	require.NoError(t, err)
+	data, err := newBlock(key[:32])
+	require.NoError(t, err)
+	tweak, err := newBlock(key[32:])
+	require.NoError(t, err)
+	c, err := xts.NewBlocks(data, tweak)
+	require.NoError(t, err)
+	plain := random(10, 8192)
+	want, got := make([]byte, len(plain)), make([]byte, len(plain))
+	for i := range len(plain) / 512 {
+		p.Encrypt(want[i*512:], plain[i*512:][:512], 1<<33+uint64(i))
+	}
+	c.EncryptSectors(got, plain, 1<<33, 512)
+	require.Equal(t, want, got)
+	c.DecryptSectors(got, got, 1<<33, 512)
+	require.Equal(t, plain, got)
+
+	short, err := cast5.NewCipher(key[:16])
+	require.NoError(t, err)
+	_, err = xts.NewBlocks(data, short)
+	require.Error(t, err)
 }
