@@ -74,6 +74,10 @@ type Discarder interface{ Discard(off, n int64) error }
 // medium can.
 type ZeroWriter interface{ WriteZeroes(off, n int64) error }
 
+// An Allocator has the medium allocate space for a range, which reads as before.
+// A Device that can't, or whose medium can't, returns ErrUnsupported.
+type Allocator interface{ Allocate(off, n int64) error }
+
 // A CacheDropper makes later reads come from the medium instead of any cache
 // between it and the caller. Dirty data isn't dropped. After a failed Sync,
 // this is how to learn what the medium really got.
@@ -101,6 +105,9 @@ type Snapshot struct {
 	VMStateSize int64  `json:"vm_state_size"` // bytes
 	VMClock     int64  `json:"vm_clock_nsec"` // nanoseconds of guest time
 	DiskSize    int64  `json:"disk_size"`     // virtual size in bytes when it was taken
+
+	// ICount is the guest's instruction count, if it was recorded.
+	ICount *int64 `json:"icount,omitempty"`
 }
 
 // A BlockStatuser tells how a range is stored.
@@ -117,7 +124,7 @@ type Extent struct {
 	Zero          bool // reads as zeros
 	Compressed    bool
 	Depth         int   // 0 is the top image of a backing chain
-	Offset        int64 // where the bytes lie in the file below; -1 if they don't
+	Offset        int64 // where the bytes, or the space kept for them, lie in the file below; -1 if nowhere
 }
 
 // ReadFull reads exactly len(p) bytes at off, and turns a short read into

@@ -11,11 +11,12 @@ import (
 // such unit with its neighbours: a torn write of theirs may damage it.
 //
 // The window has a fixed size: Resize returns ErrUnsupported. It passes
-// Discard, WriteZeroes, DropCache and BlockStatus on, with offsets moved,
-// whatever d wraps; if nothing there offers them, Discard does nothing,
-// WriteZeroes writes zeros, DropCache returns ErrUnsupported, and BlockStatus
-// takes everything for data. Other capabilities of d concern more than the
-// window, and aren't offered.
+// Discard, WriteZeroes, DropCache, BlockStatus and a Batcher's methods on, with
+// offsets moved, whatever d wraps; if nothing there offers them, Discard does
+// nothing, WriteZeroes writes zeros, DropCache returns ErrUnsupported,
+// BlockStatus takes everything for data, and a batch's requests are carried out
+// one after the other. Other capabilities of d concern more than the window, and
+// aren't offered.
 //
 // Sync and DropCache concern all of d. Close closes d.
 func Window(d Device, off, size int64) (Device, error) {
@@ -51,6 +52,50 @@ func (w *window) ReadAt(p []byte, off int64) (int, error) {
 		return int(n), io.EOF
 	}
 	return len(p), nil
+}
+
+// moved returns a batch with d's offsets, if all of it lies inside.
+func (w *window) moved(batch []Request) ([]Request, bool) {
+	moved := make([]Request, len(batch))
+	for i, r := range batch {
+		if CheckRange(r.Off, int64(len(r.P)), w.size) != nil {
+			return nil, false
+		}
+		moved[i] = Request{P: r.P, Off: w.off + r.Off}
+	}
+	return moved, true
+}
+
+func (w *window) ReadBatch(reads []Request) error {
+	moved, ok := w.moved(reads)
+	if !ok {
+		return oneByOne{w}.ReadBatch(reads)
+	}
+	err := BatcherOf(w.d).ReadBatch(moved)
+	for i := range reads {
+		reads[i].Err = moved[i].Err
+	}
+	return err
+}
+
+func (w *window) WriteBatch(writes []Request) error {
+	moved, ok := w.moved(writes)
+	if !ok {
+		return oneByOne{w}.WriteBatch(writes)
+	}
+	return BatcherOf(w.d).WriteBatch(moved)
+}
+
+func (w *window) SyncBatch(reads []Request) error {
+	moved, ok := w.moved(reads)
+	if !ok {
+		return oneByOne{w}.SyncBatch(reads)
+	}
+	err := BatcherOf(w.d).SyncBatch(moved)
+	for i := range reads {
+		reads[i].Err = moved[i].Err
+	}
+	return err
 }
 
 func (w *window) WriteAt(p []byte, off int64) (int, error) {

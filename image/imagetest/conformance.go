@@ -55,6 +55,8 @@ func Conformance(t *testing.T, factory func(t *testing.T, size int64) image.Devi
 	t.Run("NewReadsZeros", s.testNew)
 	t.Run("Boundaries", s.testBoundaries)
 	t.Run("RandomOps", s.testRandomOps)
+	t.Run("ReadBatch", s.testReadBatch)
+	t.Run("WriteBatch", s.testWriteBatch)
 	t.Run("Concurrency", s.testConcurrency)
 	t.Run("Resize", s.testResize)
 	t.Run("Discard", s.testDiscard)

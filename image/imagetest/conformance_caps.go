@@ -3,12 +3,107 @@ package imagetest
 import (
 	"bytes"
 	"errors"
+	"io"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"nvstore.dev/image"
 )
+
+// testReadBatch holds a batch against the same reads one by one. Every Device
+// has it, by image.BatcherOf.
+func (s *suite) testReadBatch(t *testing.T) {
+	d := s.make(t, 3<<20)
+	size := d.Size()
+	want := pattern(size, 9)
+	mustWrite(t, d, want, 0)
+	require.NoError(t, image.BatcherOf(d).ReadBatch(nil))
+	rng := rand.New(rand.NewPCG(9, 9))
+	for round := range 30 {
+		reads := make([]image.Request, rng.IntN(100))
+		for i := range reads {
+			n := [...]int64{0, 1, 511, 512, 4096, 4097, 70_000, 2 << 20}[min(rng.IntN(12), 7)]
+			if i%8 != 0 {
+				n = min(n, 5000)
+			}
+			reads[i] = image.Request{P: make([]byte, n), Off: rng.Int64N(size - n + 1), Err: image.ErrNoSpace}
+			if rng.IntN(2) == 0 {
+				reads[i].Off &^= 511
+			}
+		}
+		require.NoError(t, image.BatcherOf(d).ReadBatch(reads))
+		for i, r := range reads {
+			require.NoError(t, r.Err)
+			mustEqual(t, want[r.Off:r.Off+int64(len(r.P))], r.P, r.Off, "round %d, read %d of %d bytes", round, i, len(r.P))
+		}
+	}
+	// What can't be read leaves the others alone.
+	read := func(off, n int64) image.Request { return image.Request{P: make([]byte, n), Off: off} }
+	reads := []image.Request{read(0, 512), read(size-100, 512), read(size/2, 4096), read(-1, 10), read(size, 1), read(size-512, 512), read(1<<62, 9)}
+	require.ErrorIs(t, image.BatcherOf(d).ReadBatch(reads), io.ErrUnexpectedEOF, "the first error")
+	for i, r := range reads {
+		switch i {
+		case 3:
+			require.ErrorIs(t, r.Err, image.ErrOutOfRange)
+		case 1, 4, 6:
+			require.ErrorIs(t, r.Err, io.ErrUnexpectedEOF, "read %d", i)
+		default:
+			require.NoError(t, r.Err)
+			mustEqual(t, want[r.Off:r.Off+int64(len(r.P))], r.P, r.Off, "read %d beside reads that fail", i)
+		}
+	}
+	mustClose(t, d)
+	reads = reads[:1]
+	require.ErrorIs(t, image.BatcherOf(d).ReadBatch(reads), image.ErrClosed)
+	require.ErrorIs(t, reads[0].Err, image.ErrClosed)
+}
+
+// testWriteBatch writes in batches, makes them durable in one with reads, and
+// finds what was written.
+func (s *suite) testWriteBatch(t *testing.T) {
+	d := s.make(t, 3<<20)
+	size := d.Size()
+	want := make([]byte, size)
+	b := image.BatcherOf(d)
+	require.NoError(t, b.WriteBatch(nil))
+	require.NoError(t, b.SyncBatch(nil))
+	rng := rand.New(rand.NewPCG(10, 10))
+	for round := range 30 {
+		var writes, reads []image.Request
+		for off := rng.Int64N(100_000); ; off += rng.Int64N(200_000) {
+			n := [...]int64{0, 1, 512, 4096, 4097, 70_000}[rng.IntN(6)]
+			if rng.IntN(2) == 0 {
+				off = (off + 511) &^ 511
+			}
+			if off+n > size {
+				break
+			}
+			p := pattern(n, uint64(round+20))
+			copy(want[off:], p)
+			writes = append(writes, image.Request{P: p, Off: off})
+			reads = append(reads, image.Request{P: make([]byte, n), Off: off})
+			off += n
+		}
+		require.NoError(t, b.WriteBatch(writes))
+		reads = append(reads, image.Request{P: make([]byte, 10), Off: size - 5})
+		require.NoError(t, b.SyncBatch(reads), "what can't be read is no fault of the Sync")
+		for i, r := range reads {
+			if i == len(reads)-1 {
+				require.ErrorIs(t, r.Err, io.ErrUnexpectedEOF)
+				continue
+			}
+			require.NoError(t, r.Err)
+			mustEqual(t, want[r.Off:r.Off+int64(len(r.P))], r.P, r.Off, "round %d", round)
+		}
+	}
+	mustEqual(t, want, mustRead(t, d, 0, size), 0, "all of it")
+	require.Error(t, b.WriteBatch([]image.Request{{P: make([]byte, 10), Off: size}}))
+	mustClose(t, d)
+	require.ErrorIs(t, b.WriteBatch([]image.Request{{P: make([]byte, 512)}}), image.ErrClosed)
+	require.ErrorIs(t, b.SyncBatch([]image.Request{{P: make([]byte, 512)}}), image.ErrClosed)
+}
 
 func (s *suite) testResize(t *testing.T) {
 	d := s.make(t, 10_000)

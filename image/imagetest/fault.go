@@ -234,6 +234,24 @@ func (f *FaultDevice) elsewhere(x *Fault, off, n int64) (int64, bool) {
 	return 0, false
 }
 
+// ReadBatch reads one after the other, so that faults reach each.
+func (f *FaultDevice) ReadBatch(reads []image.Request) error {
+	return image.BatcherOf(plain{f}).ReadBatch(reads)
+}
+
+// WriteBatch writes one after the other.
+func (f *FaultDevice) WriteBatch(writes []image.Request) error {
+	return image.BatcherOf(plain{f}).WriteBatch(writes)
+}
+
+// SyncBatch syncs, and then reads one after the other.
+func (f *FaultDevice) SyncBatch(reads []image.Request) error {
+	return image.BatcherOf(plain{f}).SyncBatch(reads)
+}
+
+// plain hides abilities.
+type plain struct{ image.Device }
+
 // ReadAt reads, or goes wrong.
 func (f *FaultDevice) ReadAt(p []byte, off int64) (int, error) {
 	x := f.due(OpRead, int64(len(p)))

@@ -198,6 +198,63 @@ func (d *Device) WriteZeroes(off, n int64) error {
 	})
 }
 
+// Allocate has the file system allocate blocks for the range. Where space is
+// missing, that is an image.ErrNoSpace, and the device goes on working.
+func (d *Device) Allocate(off, n int64) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.writable(); err != nil {
+		return err
+	}
+	if err := image.CheckRange(off, n, d.Size()); err != nil || n == 0 {
+		return err
+	}
+	err := d.f.Allocate(off, n)
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return fmt.Errorf("%w: %w", image.ErrNoSpace, err)
+	case unsupported(err):
+		return fmt.Errorf("%w: %w", image.ErrUnsupported, err)
+	}
+	return err
+}
+
+// CopyRange copies n bytes at from of src, which must be another Device of this
+// package, to off, without their passing through this process. Where the system
+// can't, that is an image.ErrUnsupported, and some of them may have been copied.
+func (d *Device) CopyRange(off int64, src image.Device, from, n int64) error {
+	s, ok := src.(*Device)
+	if !ok || s == d {
+		return fmt.Errorf("%s: copying from another kind of device: %w", d.path, image.ErrUnsupported)
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return image.ErrClosed
+	}
+	if err := image.CheckRange(from, n, s.Size()); err != nil {
+		return err
+	}
+	in, ok := s.f.(osFile)
+	if !ok {
+		return fmt.Errorf("%s: %w", s.path, image.ErrUnsupported)
+	}
+	var refused error
+	err := d.change(off, n, func() error {
+		err := d.f.CopyRange(off, in.File, from, n)
+		switch {
+		case err != nil && (unsupported(err) || errors.Is(err, syscall.EXDEV)):
+			refused = fmt.Errorf("%w: %w", image.ErrUnsupported, err)
+			return nil
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			refused = fmt.Errorf("%s: file ends before byte %d: %w", s.path, from+n, err)
+			return nil
+		}
+		return err
+	})
+	return errors.Join(err, refused)
+}
+
 var zeros [64 << 10]byte
 
 func (d *Device) writeZeros(off, n int64) error {

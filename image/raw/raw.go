@@ -35,7 +35,8 @@ type Options struct {
 }
 
 // Device is an open raw image. It implements image.Device, Resizer (not on a
-// block device), Discarder, ZeroWriter, CacheDropper and BlockStatuser.
+// block device), Discarder, ZeroWriter, Allocator, CacheDropper and
+// BlockStatuser.
 type Device struct {
 	path     string
 	readOnly bool
@@ -60,9 +61,11 @@ type file interface {
 	DataSync() error // with what is needed to read the data
 	Punch(off, n int64) error
 	Zero(off, n int64) error
+	Allocate(off, n int64) error
 	SeekData(off int64) (int64, error) // syscall.ENXIO if there is none
 	SeekHole(off int64) (int64, error)
 	DropCache() error
+	CopyRange(off int64, src *os.File, from, n int64) error
 	Lock(readOnly bool) error
 	Unlock() error
 }

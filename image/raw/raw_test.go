@@ -2,6 +2,7 @@ package raw_test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -274,4 +275,60 @@ func TestFileCutUnderneath(t *testing.T) {
 	require.Equal(t, 100, n)
 	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 	require.NotErrorIs(t, err, io.EOF)
+}
+
+// TestAllocate: blocks are there, and bytes stay.
+func TestAllocate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	d, err := raw.Create(path, 4<<20, nil)
+	require.NoError(t, err)
+	_, err = d.WriteAt([]byte("here"), 1<<20)
+	require.NoError(t, err)
+	require.ErrorIs(t, d.Allocate(0, 5<<20), image.ErrOutOfRange)
+	if err := d.Allocate(0, 4<<20); !errors.Is(err, image.ErrUnsupported) { // of the file system
+		require.NoError(t, err)
+		var st syscall.Stat_t
+		require.NoError(t, syscall.Stat(path, &st))
+		require.GreaterOrEqual(t, st.Blocks*512, int64(4<<20))
+	}
+	got := make([]byte, 4)
+	require.NoError(t, image.ReadFull(d, got, 1<<20))
+	require.Equal(t, "here", string(got))
+	require.Equal(t, int64(4<<20), d.Size())
+	require.NoError(t, d.Close())
+	require.ErrorIs(t, d.Allocate(0, 1), image.ErrClosed)
+}
+
+// TestCopyRange has the system copy between two files.
+func TestCopyRange(t *testing.T) {
+	dir := t.TempDir()
+	text := bytes.Repeat([]byte("what the one has, "), 20000)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "src"), text, 0o600))
+	src, err := raw.Open(filepath.Join(dir, "src"), &raw.Options{ReadOnly: true})
+	require.NoError(t, err)
+	dst, err := raw.Create(filepath.Join(dir, "dst"), 300_000, nil)
+	require.NoError(t, err)
+	err = dst.CopyRange(1000, src, 77, 250_000)
+	want := make([]byte, 300_000)
+	if err == nil {
+		copy(want[1000:], text[77:][:250_000])
+	} else {
+		require.ErrorIs(t, err, image.ErrUnsupported, "a file system that can't")
+	}
+	got := make([]byte, len(want))
+	require.NoError(t, image.ReadFull(dst, got, 0))
+	require.True(t, bytes.Equal(want, got))
+	require.ErrorIs(t, dst.CopyRange(0, src, int64(len(text))-5, 10), image.ErrOutOfRange)
+	require.ErrorIs(t, dst.CopyRange(299_999, src, 0, 10), image.ErrOutOfRange)
+	require.ErrorIs(t, dst.CopyRange(0, dst, 5000, 10), image.ErrUnsupported)
+	require.ErrorIs(t, src.CopyRange(0, dst, 0, 10), image.ErrReadOnly)
+	require.ErrorIs(t, dst.CopyRange(0, imagetest.NewMemory(100), 0, 10), image.ErrUnsupported)
+	// The source is cut by somebody else. That is no fault of the target.
+	require.NoError(t, os.Truncate(filepath.Join(dir, "src"), 10))
+	require.Error(t, dst.CopyRange(0, src, 100, 1000))
+	_, err = dst.WriteAt(text[:10], 0)
+	require.NoError(t, err)
+	require.NoError(t, src.Close())
+	require.ErrorIs(t, dst.CopyRange(0, src, 0, 10), image.ErrClosed)
+	require.NoError(t, dst.Close())
 }

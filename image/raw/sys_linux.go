@@ -1,6 +1,7 @@
 package raw
 
 import (
+	"io"
 	"io/fs"
 	"os"
 	"syscall"
@@ -65,6 +66,12 @@ func (f osFile) Zero(off, n int64) error {
 	})
 }
 
+func (f osFile) Allocate(off, n int64) error {
+	return f.retry("fallocate", func(fd int) error {
+		return unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+}
+
 func (f osFile) SeekData(off int64) (int64, error) { return f.seek(off, unix.SEEK_DATA) }
 func (f osFile) SeekHole(off int64) (int64, error) { return f.seek(off, unix.SEEK_HOLE) }
 
@@ -80,6 +87,25 @@ func (f osFile) seek(off int64, whence int) (at int64, err error) {
 func (f osFile) DropCache() error {
 	return f.retry("fadvise", func(fd int) error {
 		return unix.Fadvise(fd, 0, 0, unix.FADV_DONTNEED)
+	})
+}
+
+// CopyRange has the kernel copy, by sharing blocks where the file system can.
+func (f osFile) CopyRange(off int64, src *os.File, from, n int64) error {
+	return osFile{src}.retry("copy_file_range", func(in int) error {
+		return f.retry("copy_file_range", func(out int) error {
+			for n > 0 {
+				k, err := unix.CopyFileRange(in, &from, out, &off, int(min(n, 1<<30)), 0)
+				if err != nil {
+					return err
+				}
+				if k == 0 {
+					return io.ErrUnexpectedEOF // the source was cut
+				}
+				n -= int64(k)
+			}
+			return nil
+		})
 	})
 }
 
