@@ -79,7 +79,7 @@ func (im *Image) takeFree(n uint64, k metaKind) (off uint64, zeroed bool, err er
 	im.alloc.virgin = max(im.alloc.virgin, first+n)
 	if k != metaNone {
 		for c := first; c < first+n; c++ {
-			im.meta[c] = k
+			im.meta.set(c, k)
 		}
 	}
 	return first << im.geo.bits, zeroed, nil
@@ -151,7 +151,7 @@ func (im *Image) scanBlock(c, next, n uint64, run *uint64) (uint64, error) {
 // checkFree refuses clusters that are in use in spite of a refcount of 0.
 func (im *Image) checkFree(first, n uint64) error {
 	for c := first; c < first+n; c++ {
-		if k := im.meta[c]; k != metaNone {
+		if k := im.meta.get(c); k != metaNone {
 			return im.badRefcount(c, "a refcount above 0 for "+metaNames[k])
 		}
 	}
@@ -202,7 +202,7 @@ func (im *Image) trim() error {
 		if err != nil {
 			return err
 		}
-		if v != 0 || im.meta[end-1] != metaNone {
+		if v != 0 || im.meta.get(end-1) != metaNone {
 			break
 		}
 		end--
@@ -218,6 +218,7 @@ func (im *Image) trim() error {
 type freeRun struct {
 	span
 	discard bool // tell the file
+	data    bool // clusters of the data file, which has no refcounts
 }
 
 // maxFrees bounds the list of them; past it, metadata is flushed.
@@ -235,26 +236,57 @@ func (im *Image) free(first, n uint64, discard bool) error {
 		}
 	}
 	if k := len(im.frees); k > 0 {
-		if last := &im.frees[k-1]; last.first+last.n == first && last.discard == discard {
+		if last := &im.frees[k-1]; last.first+last.n == first && last.discard == discard && !last.data {
 			last.n += n
 			return nil
 		}
 	}
-	im.frees = append(im.frees, freeRun{span{first, n}, discard})
+	im.frees = append(im.frees, freeRun{span{first, n}, discard, false})
 	return nil
 }
 
-// applyFrees runs when nothing durable refers to the clusters any more.
+// applyFrees runs when nothing durable refers to the clusters any more. They
+// wait until no request is under way that mapped them before.
 func (im *Image) applyFrees() error {
+	im.leaving = append(im.leaving, im.frees...)
+	im.frees = im.frees[:0]
+	for {
+		if len(im.dying) > 0 {
+			if !im.pins.quiet() {
+				return nil
+			}
+			if err := im.drop(im.dying); err != nil {
+				return err
+			}
+			im.dying = im.dying[:0]
+		}
+		if len(im.leaving) == 0 {
+			return nil
+		}
+		im.dying, im.leaving = im.leaving, im.dying
+		im.pins.turn()
+	}
+}
+
+// drop lowers refcounts.
+func (im *Image) drop(list []freeRun) error {
 	var gone []span
-	for _, f := range im.frees {
+	for _, f := range list {
+		if f.data {
+			gone, err := im.unmapped(f.span)
+			if err != nil {
+				return im.poison(err)
+			}
+			discardFile(im.data, &im.geo, gone)
+			continue
+		}
 		for c := f.first; c < f.first+f.n; c++ {
 			if err := im.addRefcount(c, -1); err != nil {
 				// Two entries shared a cluster that was
 				// counted once.
 				return im.poison(err)
 			}
-			delete(im.meta, c)
+			im.meta.del(c)
 			v, err := im.refcount(c)
 			if err != nil {
 				return im.poison(err)
@@ -264,9 +296,34 @@ func (im *Image) applyFrees() error {
 			}
 		}
 	}
-	im.frees = im.frees[:0]
-	im.discardFile(gone)
+	discardFile(im.file, &im.geo, gone)
 	return nil
+}
+
+// unmapped returns those of some clusters of a data file that weren't written
+// again since they were discarded. They have the disk's own offsets.
+func (im *Image) unmapped(s span) (gone []span, err error) {
+	for c := s.first; c < s.first+s.n; c++ {
+		guest := c << im.geo.bits
+		t, err := im.l2For(int64(guest))
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			_, i, _ := im.geo.split(int64(guest))
+			e, err := im.entryAt(t, i, guest, false)
+			if err != nil {
+				return nil, err
+			}
+			if e.placed {
+				continue
+			}
+		}
+		if im.claimed(c, c) == nil {
+			gone = appendSpan(gone, c)
+		}
+	}
+	return gone, nil
 }
 
 func appendSpan(s []span, c uint64) []span {
@@ -278,14 +335,14 @@ func appendSpan(s []span, c uint64) []span {
 }
 
 // discardFile tells the file what it needn't keep. It may refuse.
-func (im *Image) discardFile(gone []span) {
-	d, ok := image.As[image.Discarder](im.file)
+func discardFile(file image.Device, g *geometry, gone []span) {
+	d, ok := image.As[image.Discarder](file)
 	if !ok {
 		return
 	}
-	size := uint64(im.file.Size())
+	size := uint64(file.Size())
 	for _, s := range gone {
-		off, end := s.first<<im.geo.bits, (s.first+s.n)<<im.geo.bits
+		off, end := s.first<<g.bits, (s.first+s.n)<<g.bits
 		if end = min(end, size); off < end {
 			_ = d.Discard(int64(off), int64(end-off))
 		}

@@ -3,6 +3,8 @@ package qcow2_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -60,6 +62,55 @@ func BenchmarkWriteSync4K(b *testing.B) {
 		}
 		return im.Sync()
 	})
+}
+
+// benchParallel has 16 requests in flight.
+func benchParallel(b *testing.B, op func(im *qcow2.Image, p []byte, off int64) error) {
+	for _, cs := range []int{4096, 65536} {
+		b.Run(fmt.Sprint(cs), func(b *testing.B) {
+			im := benchImage(b, cs, true)
+			b.SetParallelism(16 / runtime.GOMAXPROCS(0))
+			b.SetBytes(4096)
+			var n atomic.Uint64
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				rng := rand.New(rand.NewPCG(n.Add(1), 2))
+				p := make([]byte, 4096)
+				for pb.Next() {
+					if err := op(im, p, rng.Int64N(benchSize/4096)*4096); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkRead4K16(b *testing.B) {
+	benchParallel(b, func(im *qcow2.Image, p []byte, off int64) error { _, err := im.ReadAt(p, off); return err })
+}
+
+func BenchmarkWrite4K16(b *testing.B) {
+	benchParallel(b, func(im *qcow2.Image, p []byte, off int64) error { _, err := im.WriteAt(p, off); return err })
+}
+
+// BenchmarkOpen opens an image of 1 TiB whose clusters all have a place.
+func BenchmarkOpen(b *testing.B) {
+	for _, mode := range []qcow2.Preallocation{qcow2.PreallocOff, qcow2.PreallocMetadata} {
+		b.Run(fmt.Sprint("prealloc", mode), func(b *testing.B) {
+			d := &keep{imagetest.NewMemory(0)}
+			im, err := qcow2.Create(d, &qcow2.CreateOptions{Size: 1 << 40, Preallocation: mode})
+			require.NoError(b, err)
+			require.NoError(b, im.Close())
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := qcow2.Open(d, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
 }
 
 // BenchmarkAllocate writes 4 KiB to new clusters, with a Sync after every one,

@@ -19,6 +19,10 @@ import (
 func qemuVerdict(t *testing.T, b []byte) (int, string) {
 	path := filepath.Join(tempDir(t), "img")
 	dump(t, memory(t, b), path)
+	return qemuVerdictOf(t, path)
+}
+
+func qemuVerdictOf(t *testing.T, path string) (int, string) {
 	out, err := exec.Command("qemu-img", "check", "-f", "qcow2", path).CombinedOutput()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

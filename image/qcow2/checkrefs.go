@@ -19,25 +19,29 @@ const sourceWindow = 1 << 20
 // countAll counts references and compares them with refcounts, one window of
 // clusters after the other.
 func (c *checker) countAll() error {
-	// A compressed cluster may reach past the end of the file a little.
-	end := c.inUse + 1
-	size := min(max(uint64(c.o.Memory)/4, 1<<10), end)
+	return c.eachWindow(max(uint64(c.o.Memory)/4, 1<<10), c.compare)
+}
+
+// eachWindow counts references in windows of size clusters, and calls do with
+// each. Entries are reported with the first, and not while refcounts are made.
+func (c *checker) eachWindow(size uint64, do func() error) error {
+	size = min(size, c.end)
 	c.refs = make([]uint32, size)
-	mult := make([]uint32, min(sourceWindow, end))
-	for c.lo = 0; c.lo < end; c.lo = c.hi {
-		c.hi = min(c.lo+size, end)
-		c.first = c.lo == 0
+	mult := make([]tableUse, min(sourceWindow, c.end))
+	for c.lo = 0; c.lo < c.end; c.lo = c.hi {
+		c.hi = min(c.lo+size, c.end)
+		c.first = c.lo == 0 && c.build == nil
 		clear(c.refs)
 		c.countStructures()
 		if err := c.countBitmaps(); err != nil {
 			return err
 		}
-		for lo := uint64(0); lo < end; lo += uint64(len(mult)) {
+		for lo := uint64(0); lo < c.end; lo += uint64(len(mult)) {
 			if err := c.countTables(lo, mult); err != nil {
 				return err
 			}
 		}
-		if err := c.compare(); err != nil {
+		if err := do(); err != nil {
 			return err
 		}
 	}
@@ -63,11 +67,20 @@ func (c *checker) refRange(off, n uint64) {
 func (c *checker) countStructures() {
 	h := c.hdr
 	c.ref(0, refStructure, 1)
-	c.refRange(h.reftableOff, uint64(h.reftableClusters)<<c.geo.bits)
 	c.refRange(h.snapsOff, snapTableSize(c.snaps))
 	for _, t := range c.l1s {
 		c.refRange(t.off, t.n*8)
 	}
+	if off, n := h.encryptionHeader(); n > 0 && c.inside(off, n) {
+		c.refRange(off, n)
+	}
+	if c.build != nil {
+		for _, s := range c.build.own {
+			c.refRange(s.first<<c.geo.bits, s.n<<c.geo.bits)
+		}
+		return
+	}
+	c.refRange(h.reftableOff, uint64(h.reftableClusters)<<c.geo.bits)
 	for _, e := range c.reftable {
 		if c.blockOK(e) {
 			c.ref(e>>c.geo.bits, refStructure, 1)
@@ -75,23 +88,36 @@ func (c *checker) countStructures() {
 	}
 }
 
+// A tableUse says how many L1 entries name an L2 table, and the number of the
+// last L1 table that has one, from 1.
+type tableUse struct{ n, last uint32 }
+
 // countTables counts the L2 tables in a window of clusters from lo, and what
-// they refer to. A table is read once, however many L1 tables share it.
-func (c *checker) countTables(lo uint64, mult []uint32) error {
+// they refer to. A table is read once, however many L1 tables share it. Two
+// entries of one L1 table may not: a write through one would be seen through the
+// other, or not, by what is cached.
+func (c *checker) countTables(lo uint64, mult []tableUse) error {
 	clear(mult)
-	for _, t := range c.l1s {
-		err := c.eachL1(t, func(_, e uint64) error {
+	for number, t := range c.l1s {
+		err := c.eachL1(t, func(at, e uint64) error {
 			off, ok := c.tableOK(e)
-			if i := off>>c.geo.bits - lo; ok && i < uint64(len(mult)) && mult[i] < refMax {
-				mult[i]++
+			i := off>>c.geo.bits - lo
+			if !ok || i >= uint64(len(mult)) {
+				return nil
 			}
+			u := &mult[i]
+			if u.last == uint32(number)+1 && c.first {
+				c.shared(at, off)
+			}
+			*u = tableUse{min(u.n+1, refMax), uint32(number) + 1}
 			return nil
 		})
 		if err != nil {
 			return err
 		}
 	}
-	for i, n := range mult {
+	for i, u := range mult {
+		n := u.n
 		if n == 0 {
 			continue
 		}
@@ -104,19 +130,19 @@ func (c *checker) countTables(lo uint64, mult []uint32) error {
 		if err := readFile(c.file, c.table, off); err != nil {
 			return err
 		}
-		for k := range c.geo.cs / 8 {
-			if v := getEntry(c.table, k); v != 0 {
-				c.countEntry(off+k*8, v, n)
+		for k := range c.geo.l2Entries() {
+			if v := c.geo.get(c.table, k); v != (l2Entry{}) {
+				c.countEntry(off+k*c.geo.entrySize(), v, n)
 			}
 		}
 	}
 	return nil
 }
 
-func (c *checker) countEntry(at, v uint64, n uint32) {
+func (c *checker) countEntry(at uint64, v l2Entry, n uint32) {
 	e, bad := c.geo.decode(v)
 	if bad != nil && c.first {
-		c.bad("l2-entry", at, "entry %#x, want %s", v, bad.want)
+		c.bad("l2-entry", at, "entry %#x, want %s", v.word, bad.want)
 	}
 	if bad != nil && bad.fatal {
 		return
@@ -134,6 +160,12 @@ func (c *checker) countEntry(at, v uint64, n uint32) {
 	}
 	for i := range k {
 		c.ref(first+i, refData, n)
+	}
+	c.packed = c.packed || e.kind == compressed
+	if e.kind == compressed && c.o.Data && c.first {
+		if err := c.unpacked.read(c.Image, e, nil, 0); err != nil {
+			c.bad("compressed", at, "%v", err)
+		}
 	}
 }
 
@@ -165,6 +197,12 @@ func (c *checker) compare() error {
 		r := c.refs[cl-c.lo]
 		c.checkOverlap(cl, r)
 		n := uint64(r & refMax)
+		if n == 0 && cl > 0 && cl < c.inUse && len(c.free) < maxFreed {
+			c.free = appendSpan(c.free, cl)
+		}
+		if rc > 0 || n > 0 {
+			c.res.ImageEnd = int64((cl + 1) << g.bits)
+		}
 		if rc == n || n == refMax && rc > n {
 			flush()
 			continue
@@ -176,6 +214,7 @@ func (c *checker) compare() error {
 			Message: fmt.Sprintf("%%d clusters with refcount %d and %d references", rc, n)}
 		if rc < n {
 			f.Code, f.Error = "refcount", true
+			c.counts++
 		}
 		if runLen > 0 && f.Code == run.Code && f.Message == run.Message {
 			runLen++
@@ -193,7 +232,21 @@ func (c *checker) checkOverlap(cl uint64, r uint32) {
 	kinds := r & refKinds
 	if kinds&(kinds-1) != 0 || kinds == refStructure && r&refMax > 1 {
 		c.bad("overlap", cl<<c.geo.bits, "cluster is used for more than one purpose")
+		c.overlap(cl)
 	}
+}
+
+// overlap remembers a cluster that repair must leave alone.
+func (c *checker) overlap(cl uint64) {
+	if len(c.overlaps) < maxFreed {
+		c.overlaps[cl] = struct{}{}
+	}
+}
+
+// shared reports an L2 table that an L1 table names twice.
+func (c *checker) shared(at, off uint64) {
+	c.bad("overlap", at, "L2 table at %#x, of another entry of this L1 table too", off)
+	c.overlap(off >> c.geo.bits)
 }
 
 // block reads refcount block i, or returns nil.

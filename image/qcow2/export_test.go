@@ -23,3 +23,11 @@ var (
 	GetRefcount = getRefcount
 	PutRefcount = putRefcount
 )
+
+// A MetaSet is a metaSet, with kinds as numbers.
+type MetaSet struct{ m metaSet }
+
+func (s *MetaSet) Get(c uint64) int    { return int(s.m.get(c)) }
+func (s *MetaSet) Set(c uint64, k int) { s.m.set(c, metaKind(k)) }
+func (s *MetaSet) Del(c uint64)        { s.m.del(c) }
+func (s *MetaSet) Blocks() int         { return len(s.m.tables.blocks) + len(s.m.rest.blocks) }

@@ -18,39 +18,58 @@ func (im *Image) metaDirty() bool {
 // Sync makes everything written so far durable, with one Sync of the file, or
 // two where new clusters or tables ask for it (see the package comment).
 func (im *Image) Sync() error {
-	if done, err := im.syncData(); done {
-		return err
-	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if err := im.usable(true); err != nil {
-		return err
-	}
-	return im.flush()
-}
-
-// syncData is the case without dirty metadata, in which readers and writers go
-// on.
-func (im *Image) syncData() (done bool, err error) {
 	im.mu.RLock()
 	defer im.mu.RUnlock()
 	if im.ro {
-		return true, im.usable(false)
+		return im.usable(false)
 	}
 	if err := im.usable(true); err != nil {
-		return true, err
+		return err
 	}
-	if im.metaDirty() {
-		return false, nil
+	im.change.Lock()
+	if !im.metaDirty() {
+		im.change.Unlock()
+		return im.syncAll()
 	}
-	return true, im.syncFile()
+	defer im.change.Unlock()
+	return im.flushShared()
+}
+
+// syncAll makes what is in the files durable.
+func (im *Image) syncAll() error {
+	if err := im.syncData(); err != nil {
+		return err
+	}
+	return im.syncFile()
 }
 
 // flush makes data and mappings durable, in the order that the package comment
 // gives, and then applies the frees.
 func (im *Image) flush() error {
+	if err := im.flushTables(); err != nil {
+		return err
+	}
+	return im.applyFrees()
+}
+
+// flushShared is flush for who holds change alone: all but allocating writes
+// and the like go on meanwhile.
+func (im *Image) flushShared() error {
+	if err := im.flushTables(); err != nil {
+		return err
+	}
+	im.tab.Lock()
+	defer im.tab.Unlock()
+	return im.applyFrees()
+}
+
+// flushTables only reads the tables, apart from their marks that it guards.
+func (im *Image) flushTables() error {
 	if !im.metaDirty() {
-		return im.syncFile()
+		return im.syncAll()
+	}
+	if err := im.syncData(); err != nil {
+		return err
 	}
 	if im.ordered {
 		if err := im.flushNew(); err != nil {
@@ -61,19 +80,28 @@ func (im *Image) flush() error {
 	if err := im.writeTables(im.l2c, metaL2); err != nil {
 		return err
 	}
+	// From here on, L1 entries may be durable even of tables that are still
+	// as empty as their place in the file.
+	for _, t := range im.newL2s {
+		t.fresh = false
+	}
+	im.newL2s = nil
 	if err := im.writeL1Sectors(); err != nil {
 		return err
 	}
-	if err := im.syncFile(); err != nil {
-		return err
-	}
-	return im.applyFrees()
+	return im.syncFile()
 }
 
 // flushNew makes durable what nothing refers to yet: data, which is in the file
 // already, refcounts, new L2 tables.
 func (im *Image) flushNew() error {
-	if err := im.writeTables(im.rbc, metaRefblock); err != nil {
+	var err error
+	if im.lazy() {
+		err = im.markDirty()
+	} else {
+		err = im.writeTables(im.rbc, metaRefblock)
+	}
+	if err != nil {
 		return err
 	}
 	for _, t := range im.l2c.dirtyTables() {
@@ -99,6 +127,29 @@ func (im *Image) flushAll() error {
 		if err := im.flush(); err != nil {
 			return err
 		}
+	} else if err := im.applyFrees(); err != nil {
+		return err // what requests that are over kept from it
+	}
+	if err := im.releaseSpare(); err != nil {
+		return err
+	}
+	return im.writeTables(im.rbc, metaRefblock)
+}
+
+// flushAside is flushAll for who holds mu for writing and not reads. Requests
+// that read wait only until those are over that are under way: then nothing
+// keeps a freed cluster any more.
+func (im *Image) flushAside() error {
+	if im.metaDirty() {
+		if err := im.flushTables(); err != nil {
+			return err
+		}
+	}
+	im.reads.Lock()
+	err := im.applyFrees()
+	im.reads.Unlock()
+	if err != nil {
+		return err
 	}
 	if err := im.releaseSpare(); err != nil {
 		return err
@@ -198,6 +249,11 @@ func (im *Image) verify() error {
 	if err != nil {
 		return err
 	}
+	return im.firstError(r)
+}
+
+// firstError makes an error of the first error that Check found.
+func (im *Image) firstError(r *CheckResult) error {
 	for _, f := range r.Findings {
 		if f.Error {
 			return fieldError{im.path, "qcow2 image"}.at(f.Where, f.Code, nil, f.Message, image.ErrCorrupt)

@@ -121,3 +121,53 @@ func FuzzOpen(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRepair: no image makes a repair panic or take long, and what it calls whole
+// is.
+func FuzzRepair(f *testing.F) {
+	for _, b := range seedImages(f) {
+		f.Add(b)
+	}
+	for _, c := range later {
+		v := newVictim(f)
+		c.fault(v)
+		f.Add(v.b)
+	}
+	v := newVictim(f)
+	v.bitmaps(1, 32, v.l2)
+	f.Add(v.b)
+	for _, fault := range []func(v *victim){
+		func(v *victim) { v.put32(56, 0) }, func(v *victim) { v.put(48, 1<<40) }, func(v *victim) { v.put32(60, 70_000) },
+	} {
+		v := newVictim(f)
+		fault(v)
+		f.Add(v.b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > 1<<20 {
+			return
+		}
+		file := imagetest.NewCrash(int64(len(b)), &imagetest.CrashOptions{MaxSize: 16 << 20})
+		_, err := file.WriteAt(b, 0)
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		r, err := qcow2.Repair(ctx, &keep{file}, &qcow2.RepairOptions{Check: qcow2.CheckOptions{MaxFindings: 10}})
+		if err != nil {
+			require.Nil(t, r)
+			require.NoError(t, ctx.Err())
+			return
+		}
+		if r.Errors > 0 {
+			return
+		}
+		im, err := qcow2.Open(&keep{file}, &qcow2.OpenOptions{NoBacking: true, InvalidateBitmaps: true})
+		if errors.Is(err, image.ErrUnsupported) {
+			return // encrypted, or with a data file
+		}
+		require.NoError(t, err)
+		noErrors(t, im, false)
+		exercise(im)
+		_ = im.Close()
+	})
+}

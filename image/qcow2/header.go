@@ -18,6 +18,7 @@ const (
 	maxSnapTable     = 64 << 20
 	maxSnapExtra     = 1024
 	maxBackingName   = 1023
+	maxBackingFormat = 15
 	maxHostOffset    = 1 << 56
 	maxNameLen       = 255
 )
@@ -46,6 +47,12 @@ const (
 	autoclearRawData = 1 << 1
 )
 
+// Encryption methods.
+const (
+	cryptAES  = 1
+	cryptLUKS = 2
+)
+
 // A header is the fixed part of cluster 0 and what follows it there.
 type header struct {
 	version          uint32
@@ -70,9 +77,18 @@ type header struct {
 	exts             []Extension
 	backing          string
 
+	// moved: extensions, the backing file name or the header's length
+	// aren't what the file has.
+	moved bool
+
 	// defects are faults that QEMU lives with. They don't hinder
 	// reading, but what they mean isn't known, so writing is refused.
 	defects []*image.FormatError
+
+	// With lenient, a refcount table that can't be one, and snapshots beyond
+	// the most that there may be, are lost instead of an error.
+	lenient bool
+	lost    []*image.FormatError
 }
 
 // A fieldError builds FormatErrors of one structure.
@@ -88,7 +104,10 @@ func (f fieldError) at(off int64, field string, got any, want string, kind error
 // parseHeader decodes the header and its extensions from b, the first cluster
 // of the image (zero-filled where the file is shorter).
 func parseHeader(b []byte, path string) (*header, error) {
-	h := &header{}
+	return new(header).parse(b, path)
+}
+
+func (h *header) parse(b []byte, path string) (*header, error) {
 	f := fieldError{path, "qcow2 header"}
 	if err := h.parseFixed(b, f); err != nil {
 		return nil, err
@@ -160,6 +179,9 @@ func (h *header) parseV3(b []byte, f fieldError) error {
 	if h.headerLen < headerLenV3 || uint64(h.headerLen) > h.clusterSize() {
 		return f.at(100, "header_length", h.headerLen, "104 to the cluster size", image.ErrFormat)
 	}
+	if h.incompat&incompatExtendedL2 != 0 && h.clusterBits < extendedMinBits {
+		return f.at(20, "cluster_bits", h.clusterBits, "14 to 21 with extended L2 entries", image.ErrFormat)
+	}
 	if h.headerLen%8 != 0 {
 		h.defects = append(h.defects, f.at(100, "header_length", h.headerLen,
 			"a multiple of 8", image.ErrCorrupt))
@@ -197,19 +219,40 @@ func (h *header) checkTables(_ []byte, f fieldError) error {
 	if err := g.checkTable(h.l1Off, uint64(h.l1Size)*8); err != "" {
 		return f.at(40, "l1_table_offset", h.l1Off, err, image.ErrCorrupt)
 	}
-	if h.reftableClusters == 0 || uint64(h.reftableClusters)<<h.clusterBits > maxReftableBytes {
-		return f.at(56, "refcount_table_clusters", h.reftableClusters, "1 cluster to 8 MiB", image.ErrFormat)
-	}
-	if err := g.checkTable(h.reftableOff, uint64(h.reftableClusters)<<h.clusterBits); err != "" {
-		return f.at(48, "refcount_table_offset", h.reftableOff, err, image.ErrCorrupt)
+	if bad := h.checkReftable(&g, f); bad != nil {
+		if !h.lenient {
+			return bad
+		}
+		h.loseReftable(bad)
 	}
 	if h.nbSnaps > maxSnapshots {
-		return f.at(60, "nb_snapshots", h.nbSnaps, "at most 65536", image.ErrFormat)
+		bad := f.at(60, "nb_snapshots", h.nbSnaps, "at most 65536", image.ErrFormat)
+		if !h.lenient {
+			return bad
+		}
+		h.lost, h.nbSnaps = append(h.lost, bad), maxSnapshots
 	}
 	if err := g.checkTable(h.snapsOff, uint64(h.nbSnaps)); err != "" {
 		return f.at(64, "snapshots_offset", h.snapsOff, err, image.ErrCorrupt)
 	}
 	return nil
+}
+
+func (h *header) checkReftable(g *geometry, f fieldError) *image.FormatError {
+	n := uint64(h.reftableClusters) << h.clusterBits
+	if n == 0 || n > maxReftableBytes {
+		return f.at(56, "refcount_table_clusters", h.reftableClusters, "1 cluster to 8 MiB", image.ErrFormat)
+	}
+	if want := g.checkTable(h.reftableOff, n); want != "" {
+		return f.at(48, "refcount_table_offset", h.reftableOff, want, image.ErrCorrupt)
+	}
+	return nil
+}
+
+// loseReftable leaves the image without refcounts.
+func (h *header) loseReftable(bad *image.FormatError) {
+	h.lost = append(h.lost, bad)
+	h.reftableOff, h.reftableClusters = 0, 0
 }
 
 func (h *header) parseBacking(b []byte, f fieldError) error {
@@ -290,7 +333,7 @@ func (h *header) knownFeature(typ, bit uint8) string {
 	return ""
 }
 
-// supported refuses what this driver can't read.
+// supported refuses features that this driver doesn't know.
 func (h *header) supported(path string) error {
 	f := fieldError{path, "qcow2 header"}
 	for bit := uint8(0); bit < 64; bit++ {
@@ -299,42 +342,65 @@ func (h *header) supported(path string) error {
 				fmt.Sprintf("no unknown feature: bit %d %q", bit, h.knownFeature(0, bit)), image.ErrUnsupported)
 		}
 	}
+	return nil
+}
+
+// accessible refuses an image of which not all was given that it consists of.
+func (h *header) accessible(path string, o *OpenOptions) error {
+	f := fieldError{path, "qcow2 header"}
+	external := h.incompat&incompatDataFile != 0
 	switch {
-	case h.incompat&incompatDataFile != 0:
-		return f.at(72, "incompatible_features", h.incompat, "no external data file", image.ErrUnsupported)
-	case h.incompat&incompatExtendedL2 != 0:
-		return f.at(72, "incompatible_features", h.incompat, "no extended L2 entries", image.ErrUnsupported)
-	case h.crypt != 0:
-		return f.at(32, "crypt_method", h.crypt, "0, an image without encryption of its own", image.ErrUnsupported)
-	case h.backingOff != 0:
-		return f.at(8, "backing_file_offset", h.backing, "no backing file", image.ErrUnsupported)
+	case external && o.DataFile == nil:
+		return f.at(72, "incompatible_features", h.incompat, "no external data file, as none was given", image.ErrUnsupported)
+	case !external && o.DataFile != nil:
+		return f.at(72, "incompatible_features", h.incompat, "the external data file bit, as one was given", image.ErrUnsupported)
+	case h.crypt != 0 && o.Unlock == nil:
+		return f.at(32, "crypt_method", h.crypt, "0, as there is no key for an encrypted image", image.ErrUnsupported)
+	case h.crypt == 0 && o.Unlock != nil:
+		return f.at(32, "crypt_method", h.crypt, "an encrypted image, as a key was given", image.ErrUnsupported)
+	case h.backingOff != 0 && o.Backing == nil && !o.NoBacking:
+		return f.at(8, "backing_file_offset", h.backing, "no backing file, as none was given", image.ErrUnsupported)
+	case h.backingOff == 0 && o.Backing != nil:
+		return f.at(8, "backing_file_offset", nil, "the name of a backing file, as one was given", image.ErrUnsupported)
 	}
 	return nil
 }
 
+// maintained are the autoclear features that stay true when this driver writes.
+func (h *header) maintained() uint64 {
+	if h.incompat&incompatDataFile != 0 {
+		return autoclearBitmaps | autoclearRawData
+	}
+	return autoclearBitmaps
+}
+
+// rawData tells that the data file must read as the disk does.
+func (h *header) rawData() bool {
+	return h.incompat&incompatDataFile != 0 && h.autoclear&autoclearRawData != 0
+}
+
 // writable refuses what this driver can read but must not write.
-func (h *header) writable(path string, dropBitmaps bool) error {
+func (h *header) writable(path string) error {
 	f := fieldError{path, "qcow2 header"}
 	switch {
 	case h.incompat&incompatCorrupt != 0:
 		return f.at(72, "incompatible_features", h.incompat,
-			"the corrupt bit clear (repair with qemu-img check -r all)", image.ErrCorrupt)
+			"the corrupt bit clear (see Repair)", image.ErrCorrupt)
 	case h.incompat&incompatDirty != 0:
 		return f.at(72, "incompatible_features", h.incompat,
-			"the dirty bit clear (repair with qemu-img check -r all)", image.ErrUnsupported)
+			"the dirty bit clear (see Repair)", image.ErrUnsupported)
 	case len(h.defects) > 0:
 		return h.defects[0]
+	case h.crypt == cryptAES:
+		return f.at(32, "crypt_method", h.crypt,
+			"no legacy AES encryption, which is read only", image.ErrUnsupported)
+	case h.rawData() && h.backingOff != 0:
+		return f.at(88, "autoclear_features", h.autoclear,
+			"no raw data file beside a backing file", image.ErrUnsupported)
 	}
-	if h.autoclear&autoclearBitmaps == 0 {
-		return nil
-	}
-	if _, ok := findExtension(h.exts, extBitmaps); !ok {
+	if _, ok := findExtension(h.exts, extBitmaps); !ok && h.autoclear&autoclearBitmaps != 0 {
 		return f.at(88, "autoclear_features", h.autoclear,
 			"a bitmaps extension, or the bitmaps bit clear", image.ErrCorrupt)
-	}
-	if !dropBitmaps {
-		return f.at(88, "autoclear_features", h.autoclear,
-			"no persistent bitmaps, which writing would make stale", image.ErrUnsupported)
 	}
 	return nil
 }

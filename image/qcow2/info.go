@@ -32,7 +32,7 @@ type Feature struct {
 // Inspect reads the header of any qcow2 image, also of one that Open refuses.
 // It reads nothing but the header's cluster; path is for error messages.
 func Inspect(file image.Device, path string) (*Info, error) {
-	h, err := readHeader(file, path)
+	h, err := readHeader(file, path, false)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,12 +110,17 @@ func qemuCheck(t testing.TB, path string, leaks bool) {
 // qemuRaw returns the content of an image, or of a snapshot, as qemu-img reads
 // it.
 func qemuRaw(t testing.TB, path, snapshot string) []byte {
+	return qemuRead(t, plain(path), snapshot)
+}
+
+// qemuRead is qemuRaw of what a program of QEMU's takes for an image.
+func qemuRead(t testing.TB, target []string, snapshot string) []byte {
 	raw := filepath.Join(tempDir(t), "raw")
-	args := []string{"convert", "-f", "qcow2", "-O", "raw"}
+	args := []string{"convert", "-O", "raw"}
 	if snapshot != "" {
 		args = append(args, "-l", snapshot)
 	}
-	tool(t, "qemu-img", append(args, path, raw)...)
+	tool(t, "qemu-img", append(append(args, target...), raw)...)
 	b, err := os.ReadFile(raw)
 	require.NoError(t, err)
 	os.Remove(raw)
@@ -180,4 +186,13 @@ func noErrors(t testing.TB, im *qcow2.Image, leaks bool) {
 	if !leaks {
 		require.Zero(t, r.Leaks, "%+v", r.Findings)
 	}
+}
+
+// pipe runs a program that must succeed, with an input.
+func pipe(t testing.TB, input, name string, args ...string) string {
+	cmd := exec.Command(name, args...)
+	cmd.Stdin = strings.NewReader(input)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s %q:\n%s", name, args, out)
+	return string(out)
 }

@@ -2,46 +2,10 @@ package qcow2
 
 import "nvstore.dev/image"
 
-// A metaKind says what a metadata cluster is used for.
-type metaKind uint8
-
-const (
-	metaNone metaKind = iota
-	metaHeader
-	metaReftable
-	metaRefblock
-	metaL1
-	metaL2
-	metaSnapshots
-	metaSnapshotL1
-)
-
-var metaNames = [...]string{"data", "the header", "the refcount table", "a refcount block",
-	"the L1 table", "an L2 table", "the snapshot table", "a snapshot's L1 table"}
-
-// A metaSet knows what every metadata cluster that is in use by the active
-// state holds. Every write asks it first, because refcounts in a damaged image
-// may call such a cluster free. L2 tables of snapshots aren't in it; their
-// refcounts protect them.
-type metaSet map[uint64]metaKind // by cluster number
-
-// add enters n bytes at off. It returns the kind that is there already, if
-// any.
-func (m metaSet) add(g *geometry, off, n uint64, k metaKind) (metaKind, bool) {
-	first := off >> g.bits
-	for i := range g.clusters(n) {
-		if old, ok := m[first+i]; ok {
-			return old, false
-		}
-		m[first+i] = k
-	}
-	return k, true
-}
-
 // buildMeta enters all metadata, and fails with image.ErrCorrupt where two
 // structures overlap or an entry isn't as the specification wants it.
 func (im *Image) buildMeta() error {
-	m := make(metaSet)
+	var m metaSet
 	h, g := im.hdr, &im.geo
 	add := func(off, n uint64, k metaKind, f fieldError, at int64, field string) error {
 		if old, ok := m.add(g, off, n, k); !ok {
@@ -50,7 +14,7 @@ func (im *Image) buildMeta() error {
 		return nil
 	}
 	fh := fieldError{im.path, "qcow2 header"}
-	m[0] = metaHeader
+	m.set(0, metaHeader)
 	if err := add(h.reftableOff, uint64(h.reftableClusters)<<g.bits, metaReftable, fh, 48, "refcount_table_offset"); err != nil {
 		return err
 	}
@@ -60,12 +24,24 @@ func (im *Image) buildMeta() error {
 	if err := add(h.snapsOff, snapTableSize(im.snaps), metaSnapshots, fh, 64, "snapshots_offset"); err != nil {
 		return err
 	}
+	if h.crypt == cryptLUKS {
+		off, n, err := h.cryptHeader(im.path, uint64(im.file.Size()))
+		if err != nil {
+			return err
+		}
+		if err := add(off, n, metaCrypt, fieldError{im.path, "qcow2 encryption header pointer"}, -1, "offset"); err != nil {
+			return err
+		}
+	}
 	for _, s := range im.snaps {
 		if err := im.addSnapshotMeta(s, add); err != nil {
 			return err
 		}
 	}
 	if err := im.addTableMeta(add); err != nil {
+		return err
+	}
+	if err := im.addBitmapMeta(add); err != nil {
 		return err
 	}
 	im.meta = m
@@ -132,7 +108,7 @@ func (im *Image) addSnapshotMeta(s *snapshot, add metaAdder) error {
 // guard refuses to write to [off, off+n) unless its clusters are of kind k.
 func (im *Image) guard(off, n uint64, k metaKind) error {
 	for c := off >> im.geo.bits; c <= (off+n-1)>>im.geo.bits; c++ {
-		if got := im.meta[c]; got != k {
+		if got := im.meta.get(c); got != k {
 			return fieldError{im.path, "qcow2 cluster"}.at(int64(c<<im.geo.bits), "", nil,
 				"to write "+metaNames[k]+", which overlaps "+metaNames[got], image.ErrCorrupt)
 		}

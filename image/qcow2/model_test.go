@@ -54,6 +54,7 @@ type model struct {
 	rng   *rand.Rand
 	cfg   modelConfig
 	dev   *keep
+	rig   *rig // of an image of more than one file, or an encrypted one
 	im    *qcow2.Image
 	disk  []byte
 	snaps map[string][]byte
@@ -145,7 +146,13 @@ func (m *model) write() {
 	for i := range p {
 		p[i] = v + byte(i>>7)
 	}
-	k, err := m.im.WriteAt(p, off)
+	write := m.im.WriteAt
+	cs := int64(m.cfg.cs)
+	if off%cs == 0 && (n%cs == 0 || off+n == int64(len(m.disk))) && m.rng.IntN(2) == 0 &&
+		(m.rig == nil || m.rig.data == nil && !m.rig.crypt) {
+		write = m.im.WriteCompressed
+	}
+	k, err := write(p, off)
 	require.NoError(m.t, err, "op %d", m.ops)
 	require.Equal(m.t, len(p), k)
 	copy(m.disk[off:], p)
@@ -166,7 +173,12 @@ func (m *model) compare(off, n int64) {
 
 func (m *model) discard() {
 	off, n := m.span(6 * m.cfg.cs)
-	require.NoError(m.t, m.im.Discard(off, n), "op %d", m.ops)
+	err := m.im.Discard(off, n)
+	if m.rig != nil && m.rig.backing != nil && m.cfg.version == 2 {
+		require.ErrorIs(m.t, err, image.ErrUnsupported)
+		return
+	}
+	require.NoError(m.t, err, "op %d", m.ops)
 	cs, end := int64(m.cfg.cs), off+n
 	off = (off + cs - 1) / cs * cs
 	if end < int64(len(m.disk)) {
@@ -190,7 +202,7 @@ func (m *model) snapshot() {
 	m.next++
 	name := fmt.Sprintf("snap-%d", m.next)
 	err := m.im.Snapshots().Create(name)
-	if m.cfg.refBits < 8 && errors.Is(err, image.ErrUnsupported) {
+	if (m.cfg.refBits < 8 || m.rig != nil && m.rig.data != nil) && errors.Is(err, image.ErrUnsupported) {
 		return
 	}
 	require.NoError(m.t, err, "op %d", m.ops)
@@ -234,27 +246,43 @@ func (m *model) resize() {
 		require.ErrorIs(m.t, m.im.Resize(m.cfg.max*2), image.ErrUnsupported)
 		return
 	}
-	size := int64(len(m.disk)) + 512*m.rng.Int64N(200)
+	old := int64(len(m.disk))
+	size := old + 512*m.rng.Int64N(200)
+	if m.rng.IntN(3) == 0 {
+		size = 512 + m.rng.Int64N(old/512)*512
+	}
 	if size > m.cfg.max {
 		return
 	}
 	require.NoError(m.t, m.im.Resize(size), "op %d", m.ops)
-	m.disk = append(m.disk, make([]byte, size-int64(len(m.disk)))...)
+	m.disk = append(m.disk[:min(old, size):min(old, size)], make([]byte, max(0, size-old))...)
 	require.Equal(m.t, size, m.im.Size())
 }
 
 func (m *model) reopen() {
 	require.NoError(m.t, m.im.Close())
 	var err error
-	m.im, err = qcow2.Open(m.dev, &qcow2.OpenOptions{CacheSize: int64(m.rng.IntN(2)), Verify: m.rng.IntN(8) == 0})
+	o := qcow2.OpenOptions{CacheSize: int64(m.rng.IntN(2)), Verify: m.rng.IntN(8) == 0}
+	if m.rig != nil {
+		m.im = m.rig.open(m.t, o)
+	} else {
+		m.im, err = qcow2.Open(m.dev, &o)
+	}
 	require.NoError(m.t, err, "op %d", m.ops)
 	m.compare(0, int64(len(m.disk)))
 }
 
 // qemu has qemu-img check the image and read it and all its snapshots.
 func (m *model) qemu() {
-	path := filepath.Join(tempDir(m.t), "img")
+	dir := tempDir(m.t)
+	path := filepath.Join(dir, "img")
 	dump(m.t, m.dev, path)
+	if r := m.rig; r != nil {
+		if r.crypt {
+			return // QEMU doesn't know the toy
+		}
+		r.dump(m.t, dir)
+	}
 	qemuCheck(m.t, path, false)
 	got := qemuRaw(m.t, path, "")
 	require.True(m.t, bytes.Equal(m.disk, got), "op %d: the disk%s", m.ops, firstDiff(m.disk, got))

@@ -2,6 +2,7 @@ package qcow2_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -295,24 +296,36 @@ func overwriteSome(t *testing.T, im *qcow2.Image, want []byte) {
 	require.NoError(t, im.Sync())
 }
 
-// TestBitmaps refuses to make bitmaps stale unless told to.
-func TestBitmaps(t *testing.T) {
+// TestInvalidateBitmaps refuses to make bitmaps stale that it can't keep true,
+// unless told to.
+func TestInvalidateBitmaps(t *testing.T) {
 	path := filepath.Join(tempDir(t), "img")
 	qemuCreate(t, path, "cluster_size=4096", 8<<20)
 	tool(t, "qemu-img", "bitmap", "--add", "-g", "4k", path, "b0")
 	qemuIO(t, path, "write -P 5 1M 1M")
 	d := &keep{load(t, path)}
-	_, err := qcow2.Open(d, nil)
-	require.ErrorIs(t, err, image.ErrUnsupported)
-	require.ErrorContains(t, err, "bitmaps")
-
-	im, err := qcow2.Open(d, &qcow2.OpenOptions{ReadOnly: true})
-	require.NoError(t, err)
-	noErrors(t, im, false)
+	im := open(t, d)
 	info, err := im.Info()
 	require.NoError(t, err)
 	require.Equal(t, 1, info.Bitmaps)
 	require.Equal(t, []qcow2.Feature{{Kind: "autoclear", Bit: 0, Name: "bitmaps"}}, info.Features)
+	require.NoError(t, im.Close())
+
+	b := bytesOf(t, d)
+	ext := bytes.Index(b[:4096], []byte{0x23, 0x85, 0x28, 0x75})
+	dir := binary.BigEndian.Uint64(b[ext+24:])
+	b[dir+15] |= 4 // a flag that QEMU doesn't know either
+	d = &keep{memory(t, b)}
+	_, err = qcow2.Open(d, nil)
+	require.ErrorIs(t, err, image.ErrUnsupported)
+	var fe *image.FormatError
+	require.ErrorAs(t, err, &fe)
+	require.Equal(t, int64(dir+12), fe.Off)
+	require.Equal(t, b, bytesOf(t, d))
+	im, err = qcow2.Open(d, &qcow2.OpenOptions{ReadOnly: true})
+	require.NoError(t, err)
+	_, err = im.Bitmaps()
+	require.ErrorIs(t, err, image.ErrUnsupported)
 	require.NoError(t, im.Close())
 
 	im, err = qcow2.Open(d, &qcow2.OpenOptions{InvalidateBitmaps: true})
@@ -338,9 +351,8 @@ func TestRefused(t *testing.T) {
 	for _, c := range []struct{ name, opts, want string }{
 		{"backing", "backing_file=base,backing_fmt=qcow2", "no backing file"},
 		{"data", "data_file=" + filepath.Join(dir, "data.raw"), "no external data file"},
-		{"extended", "extended_l2=on", "no extended L2 entries"},
-		{"aes", "encrypt.format=aes,encrypt.key-secret=s", "encryption"},
-		{"luks", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "encryption"},
+		{"aes", "encrypt.format=aes,encrypt.key-secret=s", "encrypted"},
+		{"luks", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "encrypted"},
 	} {
 		path := filepath.Join(dir, c.name)
 		create := []string{"create", "-q", "--object", "secret,id=s,data=123456", "-f", "qcow2", "-o", c.opts, path, "1M"}

@@ -61,7 +61,7 @@ func (im *Image) refblock(i uint64) (*table, error) {
 	return im.rbc.get(im.reftable[i], im.loadTable)
 }
 
-// refcount returns the refcount of cluster c. The read lock is enough.
+// refcount returns the refcount of cluster c.
 func (im *Image) refcount(c uint64) (uint64, error) {
 	t, err := im.refblock(c >> im.geo.rbBits)
 	if t == nil || err != nil {
@@ -94,6 +94,9 @@ func (im *Image) setRefcount(c, v uint64) error {
 	if v == 0 {
 		im.full[bi] = false
 		im.alloc.freed(c)
+		if im.packAt>>im.geo.bits == c {
+			im.packAt = 0
+		}
 	}
 	return nil
 }
@@ -162,7 +165,7 @@ func (im *Image) addRefblock(bi, x uint64) error {
 	}
 	defer im.reserve(x, 1)()
 	im.alloc.virgin = max(im.alloc.virgin, x+1)
-	im.meta[x] = metaRefblock
+	im.meta.set(x, metaRefblock)
 	t := &table{off: x << im.geo.bits, buf: make([]byte, im.geo.cs), fresh: true}
 	im.rbc.put(t)
 	im.rbc.touch(t, 0, len(t.buf))

@@ -19,6 +19,8 @@ type shadow struct {
 	l1   []uint64
 	size int64
 	snap []*snapshot
+	bms  []*bitmap
+	rec  bool
 	hint uint64
 }
 
@@ -27,15 +29,45 @@ const maxFreed = 1 << 16
 
 // restructure runs change and commits what it did to the header, the L1 table
 // and the refcounts. If it fails without writing to the file having failed,
-// nothing has changed.
+// nothing has changed. No request that reads may be under way, or the tables must
+// be locked.
 func (im *Image) restructure(change func() error) error {
 	if err := im.flushAll(); err != nil {
 		return err
 	}
+	freed, err := im.restructured(change, func(_ bool, install func()) { install() })
+	discardFile(im.file, &im.geo, freed)
+	return err
+}
+
+// restructureAside is restructure for who holds mu for writing and not reads:
+// requests that read go on, and see the old state until the new one is durable.
+// The disk then changes along with done, if there is one.
+func (im *Image) restructureAside(change func() error, done func()) error {
+	if err := im.flushAside(); err != nil {
+		return err
+	}
+	freed, err := im.restructured(change, func(committed bool, install func()) {
+		im.reads.Lock()
+		defer im.reads.Unlock()
+		install()
+		if committed && done != nil {
+			done()
+		}
+	})
+	// Nobody can have written there yet.
+	discardFile(im.file, &im.geo, freed)
+	return err
+}
+
+// restructured returns the clusters to discard. What requests that read can see
+// changes in a call of locked, to the new state or back to the old one.
+func (im *Image) restructured(change func() error, locked func(committed bool, install func())) ([]span, error) {
 	im.shadow = &shadow{
 		old: slices.Clone(im.reftable), fresh: make([]bool, len(im.reftable)),
-		hdr: *im.hdr, l1: im.l1, size: im.Size(), snap: im.snaps, hint: im.alloc.hint,
+		hdr: *im.hdr, l1: im.l1, size: im.Size(), snap: im.snaps, bms: im.bitmaps, rec: im.recording, hint: im.alloc.hint,
 	}
+	im.packAt = 0
 	err := change()
 	if err == nil {
 		err = im.switchHeader()
@@ -43,24 +75,32 @@ func (im *Image) restructure(change func() error) error {
 	s := im.shadow
 	im.shadow = nil
 	if err != nil {
-		return im.abandon(s, err)
+		locked(false, func() { im.abandon(s) })
+		if im.fail.Load() == nil {
+			if err := im.buildMeta(); err != nil {
+				return nil, im.poison(err)
+			}
+		}
+		return nil, err
 	}
 	// What was free only in the old state, or only in the new one, can be
 	// found from here on.
 	im.alloc.hint = min(s.hint, im.alloc.hint)
 	im.rbc.reset()
 	if err := im.buildMeta(); err != nil {
-		return im.poison(err)
+		return nil, im.poison(err)
 	}
-	for c, t := range im.l2c.m {
-		if im.meta[c>>im.geo.bits] != metaL2 {
-			im.l2c.drop(t.off)
-		} else {
-			t.owned = false
+	locked(true, func() {
+		im.show()
+		for c, t := range im.l2c.m {
+			if im.meta.get(c>>im.geo.bits) != metaL2 {
+				im.l2c.drop(t.off)
+			} else {
+				t.owned = false
+			}
 		}
-	}
-	im.discardFile(s.freed)
-	return nil
+	})
+	return s.freed, nil
 }
 
 // switchHeader writes the refcount table and all that it refers to, and then
@@ -84,7 +124,7 @@ func (im *Image) switchHeader() error {
 		}
 		// Counting the table made the table longer.
 		for c := off >> im.geo.bits; c < off>>im.geo.bits+n; c++ {
-			delete(im.meta, c)
+			im.meta.del(c)
 			if err := im.setRefcount(c, 0); err != nil {
 				return err
 			}
@@ -103,20 +143,17 @@ func (im *Image) switchHeader() error {
 	return im.writeHeader()
 }
 
-// abandon goes back to the durable state.
-func (im *Image) abandon(s *shadow, err error) error {
+// abandon goes back to the durable state, apart from im.meta.
+func (im *Image) abandon(s *shadow) {
 	*im.hdr = s.hdr
+	im.geo = newGeometry(im.hdr)
 	im.l1, im.reftable, im.snaps = s.l1, s.old, s.snap
+	im.bitmaps, im.recording = s.bms, s.rec
 	im.full = make([]bool, len(im.reftable))
 	im.size.Store(s.size)
 	im.alloc.hint = 0
 	im.rbc.reset()
-	if im.fail.Load() == nil {
-		if err := im.buildMeta(); err != nil {
-			return im.poison(err)
-		}
-	}
-	return err
+	im.show()
 }
 
 // ownRefblock makes refcount block bi a copy.
@@ -151,7 +188,7 @@ func (im *Image) ownRefblock(bi uint64) error {
 	if err := im.makeRoom(im.rbc); err != nil {
 		return err
 	}
-	im.meta[x] = metaRefblock
+	im.meta.set(x, metaRefblock)
 	im.alloc.virgin = max(im.alloc.virgin, x+1)
 	im.rbc.put(t)
 	im.rbc.touch(t, 0, len(t.buf))

@@ -1,17 +1,16 @@
 package qcow2
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"strconv"
-	"time"
 
 	"nvstore.dev/image"
 )
 
 // Snapshots returns the image's internal snapshots. Changing them reads all
-// mapping tables and rewrites those that change; other requests wait.
+// mapping tables and rewrites those that change. Requests that read go on
+// meanwhile; others wait.
 func (im *Image) Snapshots() image.SnapshotSet { return snapshotSet{im} }
 
 type snapshotSet struct{ im *Image }
@@ -32,7 +31,7 @@ func (im *Image) listSnapshots() []image.Snapshot {
 		out = append(out, image.Snapshot{
 			ID: s.id, Name: s.name, Seconds: int64(s.sec), Nanoseconds: int64(s.nsec),
 			VMStateSize: int64(s.vmState()), VMClock: int64(s.clock),
-			DiskSize: int64(s.diskSize(im.hdr.size)),
+			DiskSize: int64(s.diskSize(im.hdr.size)), ICount: s.iCount(),
 		})
 	}
 	return out
@@ -41,35 +40,26 @@ func (im *Image) listSnapshots() []image.Snapshot {
 // Create takes a snapshot of the disk, without a VM's state. The name, 1 to
 // 255 bytes, must be no ID or name of another.
 func (s snapshotSet) Create(name string) error {
-	im := s.im
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if err := im.usable(true); err != nil {
-		return err
-	}
-	switch {
-	case name == "" || len(name) > maxNameLen:
-		return fmt.Errorf("qcow2: a snapshot name of %d bytes: %w", len(name), image.ErrUnsupported)
-	case im.findSnapshot(name) >= 0:
-		return fmt.Errorf("qcow2: snapshot %q: %w", name, image.ErrExist)
-	case len(im.snaps) >= maxSnapshots:
-		return fmt.Errorf("qcow2: more than %d snapshots: %w", maxSnapshots, image.ErrNoSpace)
-	}
-	return im.restructure(func() error { return im.createSnapshot(name, time.Now()) })
+	return s.im.TakeSnapshot(&SnapshotSpec{Name: name})
 }
 
 // Revert makes the disk what it was when the snapshot was taken, its size
-// included. What was written since, and is in no snapshot, is lost.
+// included. What was written since, and is in no snapshot, is lost. Bitmaps that
+// record writes take all of the disk for dirty then.
 func (s snapshotSet) Revert(tag string) error {
-	return s.im.changeSnapshot(tag, s.im.revertSnapshot)
+	im := s.im
+	return im.changeSnapshot(tag, im.revertSnapshot, func() {
+		im.size.Store(int64(im.hdr.size &^ (sector - 1)))
+	})
 }
 
 // Delete removes a snapshot.
 func (s snapshotSet) Delete(tag string) error {
-	return s.im.changeSnapshot(tag, s.im.deleteSnapshot)
+	return s.im.changeSnapshot(tag, s.im.deleteSnapshot, nil)
 }
 
-func (im *Image) changeSnapshot(tag string, change func(i int) error) error {
+// changeSnapshot calls done when change is durable.
+func (im *Image) changeSnapshot(tag string, change func(i int) error, done func()) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	if err := im.usable(true); err != nil {
@@ -79,11 +69,12 @@ func (im *Image) changeSnapshot(tag string, change func(i int) error) error {
 	if i < 0 {
 		return fmt.Errorf("qcow2: snapshot %q: %w", tag, image.ErrNotFound)
 	}
-	if err := im.restructure(func() error { return change(i) }); err != nil {
-		return err
-	}
-	im.unpacked.reset()
-	return nil
+	return im.restructureAside(func() error { return change(i) }, func() {
+		im.unpacked.reset()
+		if done != nil {
+			done()
+		}
+	})
 }
 
 // findSnapshot looks for an ID first, then for a name.
@@ -113,17 +104,9 @@ func (im *Image) nextID() string {
 }
 
 // createSnapshot gives the active L1 table and the L2 tables to the new
-// snapshot, and copies to the active state.
-func (im *Image) createSnapshot(name string, now time.Time) error {
-	h := im.hdr
-	s := &snapshot{
-		l1Off: h.l1Off, l1Size: h.l1Size, id: im.nextID(), name: name,
-		sec: uint32(now.Unix()), nsec: uint32(now.Nanosecond()),
-		extra: make([]byte, 24),
-	}
-	binary.BigEndian.PutUint64(s.extra[8:], h.size)
-	binary.BigEndian.PutUint64(s.extra[16:], 1<<64-1) // no instruction count
-	l1, err := im.shareTables(im.l1)
+// snapshot, and copies to the active state, apart from a VM's state.
+func (im *Image) createSnapshot(s *snapshot) error {
+	l1, err := im.shareTables(im.l1[:im.geo.l1Entries(im.hdr.size)])
 	if err != nil {
 		return err
 	}
@@ -152,16 +135,18 @@ func (im *Image) revertSnapshot(i int) error {
 	if err != nil {
 		return err
 	}
-	oldL1, oldOff := im.l1, h.l1Off
+	oldL1, oldOff, oldSize := im.l1, h.l1Off, h.size
 	if err := im.newL1(l1); err != nil {
 		return err
 	}
 	h.size = size
-	im.size.Store(int64(size))
 	if err := im.dropTables(oldL1); err != nil {
 		return err
 	}
-	return im.releaseL1(oldOff, uint64(len(oldL1)))
+	if err := im.releaseL1(oldOff, uint64(len(oldL1))); err != nil {
+		return err
+	}
+	return im.revertBitmaps(oldSize)
 }
 
 // deleteSnapshot drops snapshot i, and gives the active state what only the
@@ -213,7 +198,7 @@ func (im *Image) shareTables(l1 []uint64) ([]uint64, error) {
 			return err
 		}
 		copied := false
-		for e := 0; e < len(t); e += 8 {
+		for e := 0; e < len(t); e += int(im.geo.entrySize()) {
 			if t[e]&0xc0 == 0x80 { // the copied flag
 				t[e] &= 0x7f
 				copied = true
@@ -274,10 +259,10 @@ func (im *Image) ownTables() error {
 
 // ownEntries sets the copied flags in t.
 func (im *Image) ownEntries(t []byte) (changed bool, err error) {
-	for i := range uint64(len(t) / 8) {
-		v := getEntry(t, i)
+	for i := range im.geo.l2Entries() {
+		v := im.geo.get(t, i)
 		e, _ := im.geo.decode(v)
-		if e.kind != normal && e.kind != zeroAlloc {
+		if e.kind == compressed || !e.placed {
 			continue
 		}
 		rc, err := im.refcount(e.host >> im.geo.bits)
@@ -288,12 +273,13 @@ func (im *Image) ownEntries(t []byte) (changed bool, err error) {
 			// It was counted less often than it was shared.
 			return false, im.badRefcount(e.host>>im.geo.bits, "a refcount above 0, as the disk uses the cluster")
 		}
-		want := v &^ flagCopied
+		want := v
+		want.word &^= flagCopied
 		if rc == 1 {
-			want |= flagCopied
+			want.word |= flagCopied
 		}
 		if want != v {
-			putEntry(t, i, want)
+			im.geo.put(t, i, want)
 			changed = true
 		}
 	}
@@ -328,16 +314,22 @@ func (im *Image) eachTable(l1 []uint64, do func(i int, off uint64, t []byte) err
 // addData changes the refcounts of the clusters that the L2 table at off
 // refers to.
 func (im *Image) addData(t []byte, off uint64, delta int) error {
-	for i := range uint64(len(t) / 8) {
-		v := getEntry(t, i)
-		if v == 0 {
+	for i := range uint64(len(t)) / im.geo.entrySize() {
+		v := im.geo.get(t, i)
+		if v == (l2Entry{}) {
 			continue
 		}
 		e, bad := im.geo.decode(v)
 		if bad != nil {
-			return im.badEntry("L2 table", off+i*8, v, bad.want)
+			return im.badEntry("L2 table", off+i*im.geo.entrySize(), v.word, bad.want)
 		}
 		c, n := e.clusters(&im.geo)
+		if n > 0 {
+			// Nothing that the disk refers to by mistake is given up.
+			if err := im.guard(c<<im.geo.bits, n<<im.geo.bits, metaNone); err != nil {
+				return err
+			}
+		}
 		for ; n > 0; c, n = c+1, n-1 {
 			var err error
 			if delta < 0 {

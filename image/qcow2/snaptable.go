@@ -2,6 +2,8 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"errors"
+	"slices"
 
 	"nvstore.dev/image"
 )
@@ -37,6 +39,18 @@ func (s *snapshot) diskSize(now uint64) uint64 {
 		return binary.BigEndian.Uint64(s.extra[8:])
 	}
 	return now
+}
+
+// iCount is the guest's instruction count, if it has one.
+func (s *snapshot) iCount() *int64 {
+	if len(s.extra) < 24 {
+		return nil
+	}
+	n := int64(binary.BigEndian.Uint64(s.extra[16:]))
+	if n < 0 {
+		return nil
+	}
+	return &n
 }
 
 func (s *snapshot) length() uint64 {
@@ -84,27 +98,60 @@ func (im *Image) readSnapshots(h *header) ([]*snapshot, error) {
 	f := fieldError{im.path, "qcow2 snapshot table"}
 	var snaps []*snapshot
 	off := h.snapsOff
+	im.snapsChanged = slices.ContainsFunc(h.lost, func(bad *image.FormatError) bool { return bad.Field == "nb_snapshots" })
 	for range h.nbSnaps {
 		off = (off-h.snapsOff+7)&^7 + h.snapsOff
-		s, err := readSnapshot(im.file, off, f)
+		s, n, err := readSnapshot(im.file, off, f, im.repairing)
+		if off += n; err == nil && off-h.snapsOff > maxSnapTable {
+			err = f.at(s.at, "", off-h.snapsOff, "at most 64 MiB of snapshots", image.ErrFormat)
+		}
+		if err != nil && im.repairing && errors.As(err, new(*image.FormatError)) {
+			im.snapsChanged = true
+			return snaps, nil // the rest can't be found
+		}
 		if err != nil {
 			return nil, err
 		}
-		if off += s.length(); off-h.snapsOff > maxSnapTable {
-			return nil, f.at(s.at, "", off-h.snapsOff, "at most 64 MiB of snapshots", image.ErrFormat)
+		if im.repairing && !im.mendSnapshot(s, h) {
+			continue
 		}
+		im.snapsChanged = im.snapsChanged || n != s.length()
 		snaps = append(snaps, s)
 	}
 	return snaps, nil
 }
 
-func readSnapshot(file image.Device, off uint64, f fieldError) (*snapshot, error) {
+// mendSnapshot completes the extra data that version 3 asks for. It says false
+// of an entry that is none.
+func (im *Image) mendSnapshot(s *snapshot, h *header) bool {
+	if s.id == "" && s.name == "" && s.l1Size == 0 {
+		im.snapsChanged = true
+		return false
+	}
+	if h.version >= 3 && len(s.extra) < 16 {
+		s.complete(h.size)
+	}
+	return true
+}
+
+// complete adds what QEMU adds to the extra data of an old entry.
+func (s *snapshot) complete(size uint64) {
+	extra := make([]byte, 24)
+	binary.BigEndian.PutUint64(extra, s.vmState())
+	binary.BigEndian.PutUint64(extra[8:], s.diskSize(size))
+	binary.BigEndian.PutUint64(extra[16:], 1<<64-1) // no instruction count
+	s.extra = append(extra[:24:24], s.extra[min(24, len(s.extra)):]...)
+}
+
+// readSnapshot also returns the length of the entry in the file: with long, too
+// much extra data is cut off.
+func readSnapshot(file image.Device, off uint64, f fieldError, long bool) (*snapshot, uint64, error) {
 	var b [snapHeader]byte
 	if off+snapHeader > uint64(file.Size()) {
-		return nil, f.at(int64(off), "", file.Size(), "an entry inside the file", image.ErrCorrupt)
+		return nil, 0, f.at(int64(off), "", file.Size(), "an entry inside the file", image.ErrCorrupt)
 	}
 	if err := readFile(file, b[:], off); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	be := binary.BigEndian
 	s := &snapshot{
@@ -113,18 +160,21 @@ func readSnapshot(file image.Device, off uint64, f fieldError) (*snapshot, error
 		vmSize: be.Uint32(b[32:]),
 	}
 	extra, id, name := be.Uint32(b[36:]), be.Uint16(b[12:]), be.Uint16(b[14:])
-	if extra > maxSnapExtra {
-		return nil, f.at(s.at+36, "extra_data_size", extra, "at most 1024", image.ErrFormat)
+	length := snapHeader + uint64(extra) + uint64(id) + uint64(name)
+	if extra > maxSnapExtra && !long {
+		return nil, 0, f.at(s.at+36, "extra_data_size", extra, "at most 1024", image.ErrFormat)
 	}
-	rest := make([]byte, uint64(extra)+uint64(id)+uint64(name))
-	if off+snapHeader+uint64(len(rest)) > uint64(file.Size()) {
-		return nil, f.at(s.at, "", file.Size(), "an entry inside the file", image.ErrCorrupt)
+	if off+length > uint64(file.Size()) || length > maxSnapTable {
+		return nil, 0, f.at(s.at, "", file.Size(), "an entry inside the file", image.ErrCorrupt)
 	}
-	if err := readFile(file, rest, off+snapHeader); err != nil {
-		return nil, err
+	s.extra = make([]byte, min(extra, maxSnapExtra))
+	if err := readFile(file, s.extra, off+snapHeader); err != nil {
+		return nil, 0, err
 	}
-	s.extra = rest[:extra:extra]
-	s.id = string(rest[extra:][:id])
-	s.name = string(rest[extra+uint32(id):])
-	return s, nil
+	names := make([]byte, uint64(id)+uint64(name))
+	if err := readFile(file, names, off+snapHeader+uint64(extra)); err != nil {
+		return nil, 0, err
+	}
+	s.id, s.name = string(names[:id]), string(names[id:])
+	return s, length, nil
 }

@@ -46,7 +46,7 @@ func (im *Image) takeAhead(first uint64) error {
 		if err != nil {
 			return err
 		}
-		if rc != 0 || im.meta[c] != metaNone || im.alloc.isReserved(c) {
+		if rc != 0 || im.meta.get(c) != metaNone || im.alloc.isReserved(c) {
 			break
 		}
 	}
