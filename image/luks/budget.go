@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash"
 	"math"
+	"time"
 
 	"golang.org/x/crypto/argon2"
 
@@ -25,6 +26,33 @@ type Budget struct {
 	// Argon2 is for Argon2; its Work is the sum over slots. Zero values
 	// mean kdf.Budget's defaults, 1 GiB and 16 passes over it.
 	Argon2 kdf.Budget
+}
+
+// Iterations returns how many of PBKDF2's take about d on this machine, for an
+// image of these options; at least 1000.
+func Iterations(o *FormatOptions, d time.Duration) (uint32, error) {
+	f := formatter{}
+	if o != nil {
+		f.FormatOptions = *o
+	}
+	f.defaults()
+	newHash, err := findHash(f.Hash, "LUKS options", -1, "Hash")
+	if err != nil {
+		return 0, err
+	}
+	n := minIterations
+	for {
+		start := time.Now()
+		if _, err := pbkdf2.Key(newHash, "measure", make([]byte, v1Salt), n, max(1, f.KeySize)); err != nil {
+			return 0, err
+		}
+		took := time.Since(start)
+		if took >= 20*time.Millisecond || n >= 1<<26 {
+			want := float64(n) * float64(d) / float64(max(took, 1))
+			return uint32(min(max(want, minIterations), math.MaxUint32)), nil
+		}
+		n *= 2
+	}
 }
 
 // A purse is a Budget being spent.

@@ -4,16 +4,40 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/aead/serpent"
+	"golang.org/x/crypto/cast5"
+	"golang.org/x/crypto/twofish"
 
 	"nvstore.dev/crypto/xts"
 	"nvstore.dev/image"
 )
 
+// An algorithm is a block cipher.
+type algorithm struct {
+	block int   // bytes
+	keys  []int // bytes
+	make  func(key []byte) (cipher.Block, error)
+}
+
+// algorithms are those of QEMU's LUKS driver, by dm-crypt's names.
+var algorithms = map[string]algorithm{
+	"aes":     {aes.BlockSize, []int{16, 24, 32}, aes.NewCipher},
+	"serpent": {serpent.BlockSize, []int{16, 24, 32}, serpent.NewCipher},
+	"twofish": {twofish.BlockSize, []int{16, 24, 32}, func(key []byte) (cipher.Block, error) {
+		return twofish.NewCipher(key)
+	}},
+	"cast5": {cast5.BlockSize, []int{cast5.KeySize}, func(key []byte) (cipher.Block, error) {
+		return cast5.NewCipher(key)
+	}},
+}
+
 // A spec is a cipher with its chaining mode and its way to make an IV of a
 // sector's number, as in dm-crypt's "aes-xts-plain64".
 type spec struct {
-	cipher string // "aes"
+	cipher string // of algorithms
 	mode   string // "xts", "cbc", "ctr" or "ecb"
 	iv     string // "plain", "plain64" or "essiv"; any for ecb
 	ivHash string // of essiv
@@ -33,12 +57,14 @@ func parseSpec(s, structure string, off int64, field string) (spec, error) {
 		// A forged header with the null cipher makes a reader take, and
 		// write, plaintext (CVE-2025-59054).
 		return refuse("a cipher that encrypts")
-	case name != "aes":
-		return refuse("cipher aes")
+	case algorithms[name].make == nil:
+		return refuse("cipher aes, serpent, twofish or cast5")
 	case mode == "ecb":
 		return spec{cipher: name, mode: mode, iv: iv}, nil
 	case mode != "xts" && mode != "cbc" && mode != "ctr":
 		return refuse("mode xts, cbc, ctr or ecb")
+	case mode == "xts" && algorithms[name].block != xts.BlockSize:
+		return refuse("for xts a cipher with blocks of 16 bytes")
 	case iv == "plain" || iv == "plain64":
 		// QEMU ignores a hash here.
 		return spec{cipher: name, mode: mode, iv: iv}, nil
@@ -50,18 +76,25 @@ func parseSpec(s, structure string, off int64, field string) (spec, error) {
 	return spec{name, mode, iv, ivHash}, nil
 }
 
+// keySizes are the lengths of key that the cipher takes, in bytes, in order.
+func (s spec) keySizes() []int {
+	sizes := slices.Clone(algorithms[s.cipher].keys)
+	if s.mode == "xts" {
+		for i := range sizes {
+			sizes[i] *= 2
+		}
+	}
+	return sizes
+}
+
 // checkKeySize tells whether the cipher takes a key of n bytes.
 func (s spec) checkKeySize(n int, structure string, off int64, field string) error {
-	if s.mode == "xts" {
-		if n == 32 || n == 48 || n == 64 {
-			return nil
-		}
-		return with(image.ErrUnsupported, bad(structure, off, field, n, "32, 48 or 64 bytes for aes-xts"))
-	}
-	if n == 16 || n == 24 || n == 32 {
+	sizes := s.keySizes()
+	if slices.Contains(sizes, n) {
 		return nil
 	}
-	return with(image.ErrUnsupported, bad(structure, off, field, n, "16, 24 or 32 bytes for aes-"+s.mode))
+	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(sizes), " ", ", "), "[]")
+	return with(image.ErrUnsupported, bad(structure, off, field, n, list+" bytes for "+s.cipher+"-"+s.mode))
 }
 
 // A crypter encrypts whole sectors of a fixed size. dst may be src. The number
@@ -74,17 +107,18 @@ type crypter interface {
 
 // newCrypter needs a key that checkKeySize has passed.
 func (s spec) newCrypter(key []byte, sectorSize int) (crypter, error) {
+	a := algorithms[s.cipher]
 	var essiv cipher.Block
 	if s.iv == "essiv" {
 		h := hashes[s.ivHash]()
 		h.Write(key)
 		var err error
-		if essiv, err = aes.NewCipher(h.Sum(nil)); err != nil {
-			return nil, fmt.Errorf("essiv:%s gives a key that aes can't take (%v): %w", s.ivHash, err, image.ErrUnsupported)
+		if essiv, err = a.make(h.Sum(nil)); err != nil {
+			return nil, fmt.Errorf("essiv:%s gives a key that %s can't take (%v): %w", s.ivHash, s.cipher, err, image.ErrUnsupported)
 		}
 	}
 	if s.mode == "xts" {
-		x, err := xts.New(key)
+		x, err := s.newXTS(key)
 		if err != nil {
 			return nil, err
 		}
@@ -93,23 +127,33 @@ func (s spec) newCrypter(key []byte, sectorSize int) (crypter, error) {
 		}
 		return &xtsSectors{x, sectorSize}, nil
 	}
-	b, err := aes.NewCipher(key)
+	b, err := a.make(key)
 	if err != nil {
 		return nil, err
 	}
-	return &blockMode{b, s.mode, newIV(s.iv, essiv), sectorSize}, nil
+	return &blockMode{b, a.block, s.mode, newIV(s.iv, essiv), sectorSize}, nil
 }
 
-// essivWorks tells whether the digest of the hash is as long as an AES key.
+func (s spec) newXTS(key []byte) (*xts.Cipher, error) {
+	if s.cipher == "aes" {
+		return xts.New(key)
+	}
+	a := algorithms[s.cipher]
+	data, err := a.make(key[:len(key)/2])
+	if err != nil {
+		return nil, err
+	}
+	tweak, err := a.make(key[len(key)/2:])
+	if err != nil {
+		return nil, err
+	}
+	return xts.NewBlocks(data, tweak)
+}
+
+// essivWorks tells whether the digest of the hash is as long as a key of the
+// cipher.
 func (s spec) essivWorks() bool {
-	if s.iv != "essiv" {
-		return true
-	}
-	switch hashes[s.ivHash]().Size() {
-	case 16, 24, 32:
-		return true
-	}
-	return false
+	return s.iv != "essiv" || slices.Contains(algorithms[s.cipher].keys, hashes[s.ivHash]().Size())
 }
 
 // xtsSectors is xts-plain64.

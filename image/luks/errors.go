@@ -18,6 +18,9 @@ var (
 	ErrTruncated = errors.New("luks: image is truncated")
 	// ErrNoSlot: no key slot is in use, so that nothing can open the image.
 	ErrNoSlot = errors.New("luks: no key slot is in use")
+	// ErrOther: a header was to be restored over one that may be another
+	// image's.
+	ErrOther = errors.New("luks: the backup may be of another image")
 	// ErrLastSlot: without this key slot, nothing could open the image.
 	ErrLastSlot = errors.New("luks: the only key slot in use")
 )

@@ -5,9 +5,13 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
+	"strings"
 	"testing"
 
+	"github.com/aead/serpent"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/cast5"
+	"golang.org/x/crypto/twofish"
 
 	"nvstore.dev/image/imagetest"
 	"nvstore.dev/image/luks"
@@ -88,41 +92,58 @@ func TestShortWrite(t *testing.T) {
 	}
 }
 
+// blocks makes block ciphers, by dm-crypt's names.
+var blocks = map[string]func(key []byte) (cipher.Block, error){
+	"aes":     aes.NewCipher,
+	"serpent": serpent.NewCipher,
+	"twofish": func(key []byte) (cipher.Block, error) { return twofish.NewCipher(key) },
+	"cast5":   func(key []byte) (cipher.Block, error) { return cast5.NewCipher(key) },
+}
+
 // TestModes compares sectors with what crypto/cipher makes of them.
 func TestModes(t *testing.T) {
-	key := pattern(32, 5)
-	b, err := aes.NewCipher(key)
-	require.NoError(t, err)
-	for _, size := range []int{512, 4096} {
-		for _, sector := range []uint64{0, 7, 1<<32 - 2, 1 << 40, 1<<64 - 1} {
-			for _, kind := range []string{"aes-cbc-plain64", "aes-cbc-plain", "aes-ctr-plain64", "aes-ecb-plain"} {
-				plain := pattern(3*size, 9)
-				want := make([]byte, len(plain))
-				for i := 0; i < 3; i++ {
-					n := sector + uint64(i*size/512)
-					if kind == "aes-cbc-plain" {
-						n &= 1<<32 - 1
-					}
-					iv := make([]byte, 16)
-					binary.LittleEndian.PutUint64(iv, n)
-					src, dst := plain[i*size:(i+1)*size], want[i*size:]
-					switch kind {
-					case "aes-ctr-plain64":
-						cipher.NewCTR(b, iv).XORKeyStream(dst, src)
-					case "aes-ecb-plain":
-						for j := 0; j < size; j += 16 {
-							b.Encrypt(dst[j:], src[j:])
-						}
-					default:
-						cipher.NewCBCEncrypter(b, iv).CryptBlocks(dst, src)
-					}
+	for name, make := range blocks {
+		key := pattern(32, 5)
+		if name == "cast5" {
+			key = key[:16]
+		}
+		b, err := make(key)
+		require.NoError(t, err)
+		for _, size := range []int{512, 4096} {
+			for _, sector := range []uint64{0, 7, 1<<32 - 2, 1 << 40, 1<<64 - 1} {
+				for _, mode := range []string{"cbc-plain64", "cbc-plain", "ctr-plain64", "ecb-plain"} {
+					checkMode(t, b, name+"-"+mode, key, size, sector)
 				}
-				got := bytes.Clone(plain)
-				require.NoError(t, luks.Crypt(kind, key, got, size, sector, false))
-				require.Equal(t, want, got, "%s, sector %d of %d", kind, sector, size)
-				require.NoError(t, luks.Crypt(kind, key, got, size, sector, true))
-				require.Equal(t, plain, got, "%s, sector %d of %d", kind, sector, size)
 			}
 		}
 	}
+}
+
+func checkMode(t *testing.T, b cipher.Block, kind string, key []byte, size int, sector uint64) {
+	plain := pattern(3*size, 9)
+	want := make([]byte, len(plain))
+	for i := range 3 {
+		n := sector + uint64(i*size/512)
+		if strings.HasSuffix(kind, "-plain") {
+			n &= 1<<32 - 1
+		}
+		iv := make([]byte, b.BlockSize())
+		binary.LittleEndian.PutUint64(iv, n)
+		src, dst := plain[i*size:(i+1)*size], want[i*size:]
+		switch {
+		case strings.Contains(kind, "-ctr-"):
+			cipher.NewCTR(b, iv).XORKeyStream(dst, src)
+		case strings.Contains(kind, "-ecb-"):
+			for j := 0; j < size; j += b.BlockSize() {
+				b.Encrypt(dst[j:], src[j:])
+			}
+		default:
+			cipher.NewCBCEncrypter(b, iv).CryptBlocks(dst, src)
+		}
+	}
+	got := bytes.Clone(plain)
+	require.NoError(t, luks.Crypt(kind, key, got, size, sector, false))
+	require.Equal(t, want, got, "%s, sector %d of %d", kind, sector, size)
+	require.NoError(t, luks.Crypt(kind, key, got, size, sector, true))
+	require.Equal(t, plain, got, "%s, sector %d of %d", kind, sector, size)
 }

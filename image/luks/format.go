@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"math"
+	"slices"
 
 	"nvstore.dev/crypto/kdf"
 	"nvstore.dev/image"
@@ -19,11 +20,15 @@ type FormatOptions struct {
 	// Passphrase opens key slot 0. An empty one is refused.
 	Passphrase []byte
 
-	// Encryption is cipher, mode and IV; "" means "aes-xts-plain64".
+	// Encryption is cipher, mode and IV; "" means "aes-xts-plain64". The
+	// ciphers are aes, serpent, twofish and cast5, the modes xts, cbc, ctr
+	// and ecb, the IVs plain, plain64 and essiv:HASH. Only aes-xts is
+	// fast, and some of the others leak what xts hides: they are for old
+	// images.
 	Encryption string
 
 	// KeySize is the volume key's, in bytes; 0 means the most that the
-	// cipher takes: 64 for XTS, else 32.
+	// cipher takes: 64 for AES in XTS.
 	KeySize int
 
 	// Hash is for PBKDF2, the splitter and the digest; "" means "sha256".
@@ -160,10 +165,9 @@ func (f *formatter) defaults() {
 	if f.UUID == "" {
 		f.UUID = newUUID()
 	}
-	if s, err := parseSpec(f.Encryption, "", -1, ""); err == nil && s.mode == "xts" {
-		set(&f.KeySize, 64)
+	if s, err := parseSpec(f.Encryption, "", -1, ""); err == nil {
+		set(&f.KeySize, slices.Max(s.keySizes()))
 	}
-	set(&f.KeySize, 32)
 }
 
 func (f *formatter) check() (err error) {
@@ -192,7 +196,7 @@ func (f *formatter) check() (err error) {
 		return err
 	}
 	if !f.spec.essivWorks() {
-		return refuse("Encryption", f.Encryption, "a hash for essiv as long as an AES key")
+		return refuse("Encryption", f.Encryption, "a hash for essiv as long as a key of the cipher")
 	}
 	if _, err := findHash(f.Hash, structure, -1, "Hash"); err != nil {
 		return err

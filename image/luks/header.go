@@ -34,6 +34,9 @@ type header interface {
 	layout() layout
 	slots() []slot // in the order in which to try them
 	info() *Info
+	// extent returns the size of all copies of the header, where the key
+	// areas begin, and where the last one ends.
+	extent() (head, areas, end int64)
 	add(key []byte, o *KeyOptions) (number int, err error)
 	remove(number int) error
 }
@@ -47,6 +50,7 @@ type Info struct {
 	Hash          string // LUKS1: of all derivations; LUKS2: of the volume key's digest
 	KeySize       int    // of the volume key, bytes
 	SectorSize    int    // bytes
+	Digest        uint64 // iterations of PBKDF2 for the volume key's digest
 	PayloadOffset int64  // bytes; 0 with a detached header that doesn't say
 	PayloadSize   int64  // bytes; -1 if the payload reaches to the image's end
 	Slots         []SlotInfo

@@ -38,7 +38,7 @@ func (v *Device) ReadAt(p []byte, off int64) (int, error) {
 	claim := v.claim(off, int64(len(p)), false)
 	v.busy.take(claim)
 	defer v.busy.drop(claim)
-	n, err := v.eachPart(p, off, v.readPart)
+	n, err := eachPart(p, off, v.readPart)
 	if err == nil && n < want {
 		err = io.EOF
 	}
@@ -66,7 +66,7 @@ func (v *Device) write(p []byte, off int64) (int, error) {
 	claim := v.claim(off, int64(len(p)), true)
 	v.busy.take(claim)
 	defer v.busy.drop(claim)
-	return v.eachPart(p, off, v.writePart)
+	return eachPart(p, off, v.writePart)
 }
 
 func (v *Device) claim(off, n int64, write bool) *claim {
@@ -78,7 +78,7 @@ func (v *Device) claim(off, n int64, write bool) *claim {
 // eachPart calls do for the parts of p between multiples of chunk, from as many
 // goroutines as there are processors. It returns how many bytes before the
 // first failure were done.
-func (v *Device) eachPart(p []byte, off int64, do func(p []byte, off int64) error) (int, error) {
+func eachPart(p []byte, off int64, do func(p []byte, off int64) error) (int, error) {
 	first, last := off/chunk, (off+int64(len(p))-1)/chunk
 	part := func(i int64) (from, to int64) {
 		return max(i*chunk, off) - off, min((i+1)*chunk, off+int64(len(p))) - off

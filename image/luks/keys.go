@@ -47,6 +47,24 @@ func ChangeKey(d image.Device, o *KeyOptions) (number int, err error) {
 	return number, RemoveKey(d, old)
 }
 
+// TestKey returns the number of the key slot that the passphrase opens, as Open
+// would. Of the options, those about the payload don't count.
+func TestKey(d image.Device, o *Options) (number int, err error) {
+	if o == nil {
+		o = &Options{}
+	}
+	h, err := readHeader(d)
+	if err != nil {
+		return 0, named(o.Path, err)
+	}
+	key, number, err := unlock(h, o.Passphrase, o.Slots, o.Budget.open())
+	if err != nil {
+		return 0, named(o.Path, err)
+	}
+	clear(key)
+	return number, nil
+}
+
 // RemoveKey removes a key slot and overwrites its key area, though a medium
 // that copies on writing may keep what was there. It needs no passphrase. The
 // last slot in use is refused with ErrLastSlot, one that isn't in use with

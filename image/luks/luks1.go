@@ -80,7 +80,7 @@ func readV1(d image.Device) (*v1, error) {
 func decodeV1(p []byte) (*v1Header, error) {
 	be := binary.BigEndian
 	if string(p[:6]) != magic {
-		return nil, with(image.ErrFormat, bad(v1Struct, 0, "magic", p[:6], "LUKS\\xba\\xbe"))
+		return nil, with(image.ErrFormat, bad(v1Struct, 0, "magic", string(p[:6]), "LUKS\\xba\\xbe"))
 	}
 	if v := be.Uint16(p[6:]); v != 1 {
 		return nil, with(image.ErrUnsupported, bad(v1Struct, 6, "version", v, "1"))
@@ -93,7 +93,7 @@ func decodeV1(p []byte) (*v1Header, error) {
 		at := 8 + 32*i
 		h.text[i] = [32]byte(p[at:])
 		if cString(h.text[i][:]) == "" || !bytes.Contains(h.text[i][:], []byte{0}) {
-			return nil, bad(v1Struct, int64(at), v1Text[i], h.text[i][:], "a string that ends in a zero byte")
+			return nil, bad(v1Struct, int64(at), v1Text[i], string(h.text[i][:]), "a string that ends in a zero byte")
 		}
 	}
 	for i := range h.slot {
@@ -139,7 +139,7 @@ func (h *v1Header) check() (spec, func() hash.Hash, error) {
 	}
 	if !s.essivWorks() {
 		return spec{}, nil, with(image.ErrUnsupported, bad(v1Struct, 40, "cipher_mode", cString(h.text[1][:]),
-			"a hash for essiv as long as an AES key"))
+			"a hash for essiv as long as a key of the cipher"))
 	}
 	newHash, err := findHash(h.hash(), v1Struct, 72, "hash_spec")
 	if err != nil {
@@ -200,6 +200,19 @@ func (v *v1) layout() layout {
 	return layout{v.spec, int(v.keyBytes), int64(v.payload) * 512, -1, 512, 0}
 }
 
+func (v *v1) extent() (head, areas, end int64) {
+	areas = v.slot[0].start()
+	for i := range v.slot {
+		areas = min(areas, v.slot[i].start())
+		end = max(end, v.slot[i].start()+v.areaSize())
+	}
+	end = (end + 4095) / 4096 * 4096
+	if v.payload != 0 {
+		end = min(end, int64(v.payload)*512)
+	}
+	return v1HeaderSize, areas, end
+}
+
 func (v *v1) slots() []slot {
 	var list []slot
 	for i := range v.slot {
@@ -245,7 +258,7 @@ func (v *v1) try(s *v1Slot, pass []byte, p *purse) ([]byte, error) {
 func (v *v1) info() *Info {
 	i := &Info{
 		Version: 1, UUID: cString(v.uuid[:]), Encryption: v.encryption(), Hash: v.hash(),
-		KeySize: int(v.keyBytes), SectorSize: 512, PayloadOffset: int64(v.payload) * 512, PayloadSize: -1,
+		KeySize: int(v.keyBytes), SectorSize: 512, Digest: uint64(v.iterations), PayloadOffset: int64(v.payload) * 512, PayloadSize: -1,
 	}
 	for n := range v.slot {
 		if s := &v.slot[n]; s.state == v1Active {

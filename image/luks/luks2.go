@@ -46,7 +46,7 @@ func decodeBin(p []byte, off int64) (*v2Bin, error) {
 		salt: [64]byte(p[104:]), uuid: [40]byte(p[168:]), sub: [48]byte(p[208:]), checksum: [64]byte(p[v2Checksum:]),
 	}
 	if want := b.magic(); string(p[:6]) != want {
-		return nil, with(image.ErrFormat, bad(v2Struct, off, "magic", p[:6], fmt.Sprintf("%q", want)))
+		return nil, with(image.ErrFormat, bad(v2Struct, off, "magic", string(p[:6]), fmt.Sprintf("%q", want)))
 	}
 	if v := be.Uint16(p[6:]); v != 2 {
 		return nil, bad(v2Struct, off+6, "version", v, "2")
@@ -69,7 +69,7 @@ func decodeBin(p []byte, off int64) (*v2Bin, error) {
 		{b.uuid[:], 168, "uuid"}, {b.sub[:], 208, "subsystem"},
 	} {
 		if !bytes.Contains(f.text, []byte{0}) {
-			return nil, bad(v2Struct, off+f.at, f.name, f.text, "a string that ends in a zero byte")
+			return nil, bad(v2Struct, off+f.at, f.name, string(f.text), "a string that ends in a zero byte")
 		}
 	}
 	return b, nil
@@ -152,6 +152,7 @@ type v2 struct {
 	bin     *v2Bin
 	meta    *metadata
 	root    object // the JSON, with all that this package doesn't know
+	text    []byte // as it is stored
 	d       image.Device
 	damaged error // of the other header
 }
@@ -224,10 +225,15 @@ func readWhole(d image.Device, off int64) (*v2, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &v2{bin: b, meta: m, root: o, d: d}, nil
+	return &v2{bin: b, meta: m, root: o, text: text, d: d}, nil
 }
 
 func (v *v2) layout() layout { return v.meta.layout }
+
+func (v *v2) extent() (head, areas, end int64) {
+	head = 2 * v.bin.size
+	return head, head, head + v.meta.areas
+}
 
 func (v *v2) slots() []slot {
 	var list []slot
@@ -247,7 +253,7 @@ func (v *v2) info() *Info {
 	m := v.meta
 	i := &Info{
 		Version: 2, UUID: cString(v.bin.uuid[:]), Label: cString(v.bin.label[:]), Encryption: m.encryption,
-		Hash: m.digest.hash, KeySize: m.keySize, SectorSize: m.sectorSize,
+		Hash: m.digest.hash, KeySize: m.keySize, SectorSize: m.sectorSize, Digest: m.digest.iterations,
 		PayloadOffset: m.offset, PayloadSize: m.size, Seq: v.bin.seq, Damaged: v.damaged, Tokens: m.tokens,
 	}
 	for n := range m.slots {

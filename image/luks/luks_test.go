@@ -3,6 +3,7 @@ package luks_test
 import (
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -40,6 +41,7 @@ func TestConformance(t *testing.T) {
 		{Version: 2},
 		{Version: 2, SectorSize: 4096, Encryption: "aes-cbc-plain64"},
 		{Version: 2, SectorSize: 1024, Encryption: "aes-xts-plain", KeySize: 32},
+		{Version: 1, Encryption: "cast5-ctr-plain64"},
 	} {
 		t.Run(fmt.Sprintf("v%d %s %d", o.Version, o.Encryption, o.SectorSize), func(t *testing.T) {
 			t.Parallel()
@@ -80,9 +82,12 @@ func TestRoundTrip(t *testing.T) {
 		for _, enc := range []string{
 			"aes-xts-plain64", "aes-xts-plain", "aes-xts-essiv:sha256", "aes-cbc-plain64", "aes-cbc-plain",
 			"aes-cbc-essiv:sha256", "aes-cbc-essiv:md5", "aes-ctr-plain64", "aes-ecb-plain64",
+			"serpent-xts-essiv:sha256", "serpent-cbc-plain", "twofish-xts-plain64", "twofish-cbc-essiv:md5",
+			"cast5-cbc-essiv:md5", "cast5-ctr-plain", "cast5-ecb-plain64",
 		} {
+			cipher, mode, _ := strings.Cut(enc, "-")
 			for _, keySize := range []int{16, 24, 32, 48, 64} {
-				if xts := enc[4:7] == "xts"; xts != (keySize > 32) && keySize != 32 {
+				if xts := mode[:3] == "xts"; xts != (keySize > 32) && keySize != 32 || cipher == "cast5" && keySize != 16 {
 					continue
 				}
 				for _, hash := range []string{"sha1", "sha256", "sha512", "ripemd160", "md5", "sha224", "sha384"} {
@@ -206,10 +211,13 @@ func TestFormatRefuses(t *testing.T) {
 		"version":         {Version: 3},
 		"empty":           {Passphrase: []byte{}},
 		"few iterations":  {Iterations: 999},
-		"cipher":          {Encryption: "serpent-xts-plain64"},
+		"cipher":          {Encryption: "camellia-xts-plain64"},
 		"null":            {Encryption: "cipher_null-ecb"},
 		"mode":            {Encryption: "aes-lrw-benbi"},
 		"iv":              {Encryption: "aes-cbc-benbi"},
+		"short blocks":    {Encryption: "cast5-xts-plain64"},
+		"cast5's key":     {Encryption: "cast5-cbc-plain64", KeySize: 32},
+		"cast5's essiv":   {Encryption: "cast5-cbc-essiv:sha256"},
 		"essiv key":       {Encryption: "aes-cbc-essiv:sha1"},
 		"essiv hash":      {Encryption: "aes-cbc-essiv:whirlpool"},
 		"hash":            {Hash: "whirlpool"},

@@ -185,7 +185,7 @@ func readSpec(o object) (spec, error) {
 	}
 	if !s.essivWorks() {
 		return spec{}, with(image.ErrUnsupported, badJSON(o.at("encryption"), text,
-			"a hash for essiv as long as an AES key"))
+			"a hash for essiv as long as a key of the cipher"))
 	}
 	return s, nil
 }

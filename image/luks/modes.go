@@ -1,17 +1,19 @@
 package luks
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"crypto/subtle"
 	"encoding/binary"
 	"sync"
 )
 
+// maxBlock is the largest block of a cipher, in bytes.
+const maxBlock = 16
+
 // A work holds what goes through cipher.Block's methods, which makes it
 // escape: it is pooled so that a sector costs no allocation.
 type work struct {
-	iv, a, b [aes.BlockSize]byte
+	iv, a, b [maxBlock]byte
 }
 
 // An ivGen makes IVs of sector numbers.
@@ -38,16 +40,18 @@ func (g *ivGen) make(w *work, sector uint64) {
 	binary.LittleEndian.PutUint64(w.iv[:8], sector)
 	clear(w.iv[8:])
 	if g.essiv != nil {
-		g.essiv.Encrypt(w.iv[:], w.iv[:])
+		n := g.essiv.BlockSize()
+		g.essiv.Encrypt(w.iv[:n], w.iv[:n])
 	}
 }
 
-// A blockMode is cbc, ctr or ecb over sectors.
+// A blockMode is cbc, ctr or ecb over sectors, with blocks of 8 or 16 bytes.
 type blockMode struct {
-	b    cipher.Block
-	mode string
-	iv   *ivGen
-	size int
+	b     cipher.Block
+	block int // its size
+	mode  string
+	iv    *ivGen
+	size  int // of a sector
 }
 
 func (c *blockMode) encrypt(dst, src []byte, sector uint64) { c.run(dst, src, sector, false) }
@@ -63,12 +67,12 @@ func (c *blockMode) run(dst, src []byte, sector uint64, decrypt bool) {
 		case c.mode == "ctr":
 			c.ctr(d, s, w)
 		case c.mode == "ecb" && decrypt:
-			for j := 0; j < len(s); j += aes.BlockSize {
-				c.b.Decrypt(d[j:], s[j:])
+			for j := 0; j < len(s); j += c.block {
+				c.b.Decrypt(d[j:j+c.block], s[j:j+c.block])
 			}
 		case c.mode == "ecb":
-			for j := 0; j < len(s); j += aes.BlockSize {
-				c.b.Encrypt(d[j:], s[j:])
+			for j := 0; j < len(s); j += c.block {
+				c.b.Encrypt(d[j:j+c.block], s[j:j+c.block])
 			}
 		case decrypt:
 			c.cbcDecrypt(d, s, w)
@@ -80,9 +84,9 @@ func (c *blockMode) run(dst, src []byte, sector uint64, decrypt bool) {
 }
 
 func (c *blockMode) cbcEncrypt(dst, src []byte, w *work) {
-	prev := w.iv[:]
-	for i := 0; i < len(src); i += aes.BlockSize {
-		d := dst[i : i+aes.BlockSize]
+	prev := w.iv[:c.block]
+	for i := 0; i < len(src); i += c.block {
+		d := dst[i : i+c.block]
 		subtle.XORBytes(d, src[i:], prev)
 		c.b.Encrypt(d, d)
 		prev = d
@@ -90,24 +94,31 @@ func (c *blockMode) cbcEncrypt(dst, src []byte, w *work) {
 }
 
 func (c *blockMode) cbcDecrypt(dst, src []byte, w *work) {
-	prev, cur := &w.iv, &w.a
-	for i := 0; i < len(src); i += aes.BlockSize {
-		d := dst[i : i+aes.BlockSize]
-		copy(cur[:], src[i:]) // dst may be src
-		c.b.Decrypt(d, cur[:])
-		subtle.XORBytes(d, d, prev[:])
+	prev, cur := w.iv[:c.block], w.a[:c.block]
+	for i := 0; i < len(src); i += c.block {
+		d := dst[i : i+c.block]
+		copy(cur, src[i:]) // dst may be src
+		c.b.Decrypt(d, cur)
+		subtle.XORBytes(d, d, prev)
 		prev, cur = cur, prev
 	}
 }
 
-// ctr counts in the whole IV, big endian.
+// ctr counts in the whole IV, as long as a block, big endian.
 func (c *blockMode) ctr(dst, src []byte, w *work) {
-	hi, lo := binary.BigEndian.Uint64(w.iv[:8]), binary.BigEndian.Uint64(w.iv[8:])
-	for i := 0; i < len(src); i += aes.BlockSize {
-		binary.BigEndian.PutUint64(w.a[:8], hi)
-		binary.BigEndian.PutUint64(w.a[8:], lo)
-		c.b.Encrypt(w.b[:], w.a[:])
-		subtle.XORBytes(dst[i:i+aes.BlockSize], src[i:], w.b[:])
+	n := c.block
+	var hi uint64
+	lo := binary.BigEndian.Uint64(w.iv[n-8:])
+	if n == maxBlock {
+		hi = binary.BigEndian.Uint64(w.iv[:8])
+	}
+	for i := 0; i < len(src); i += n {
+		if n == maxBlock {
+			binary.BigEndian.PutUint64(w.a[:8], hi)
+		}
+		binary.BigEndian.PutUint64(w.a[n-8:], lo)
+		c.b.Encrypt(w.b[:n], w.a[:n])
+		subtle.XORBytes(dst[i:i+n], src[i:], w.b[:n])
 		if lo++; lo == 0 {
 			hi++
 		}

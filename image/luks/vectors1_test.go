@@ -57,9 +57,11 @@ func faults1() []fault1 {
 		{"version 0xffff", 6, u16(0xffff), unsup, "version", false},
 		{"cipher without end", 8, noNUL[:32], bad, "cipher_name", false},
 		{"cipher empty", 8, text32(""), bad, "cipher_name", false},
-		{"cipher unknown", 8, text32("serpent"), unsup, `"serpent-xts-plain64"`, false},
+		{"cipher unknown", 8, text32("camellia"), unsup, `"camellia-xts-plain64"`, false},
+		{"other cipher", 8, text32("serpent"), luks.ErrPassphrase, "", false},
+		{"cipher of short blocks", 8, text32("cast5"), unsup, "blocks of 16 bytes", false},
 		{"cipher null", 8, text32("cipher_null"), unsup, "a cipher that encrypts", false},
-		{"cipher in capitals", 8, text32("AES"), unsup, "cipher aes", true},
+		{"cipher in capitals", 8, text32("AES"), unsup, "cipher aes, serpent", true},
 		{"cipher with a mode", 8, text32("aes-cbc"), unsup, "IV", false},
 		{"bytes after the cipher", 8 + 20, []byte("x"), nil, "", true},
 		{"mode without end", 40, noNUL[:32], bad, "cipher_mode", false},
@@ -163,11 +165,27 @@ func peerOpens(t testing.TB, p []byte) bool {
 	return err == nil
 }
 
+// qemuDiffers are the faults that QEMU 7.2 lets pass and this package doesn't,
+// and the other way round.
+var qemuDiffers = map[string]bool{
+	"payload right after the last area": true, // it wants areas in units of 4096 bytes
+	"area of slot 7 past 32 bits":       true, // it computes in 32 bits
+}
+
+// qemuOpens tells whether QEMU opens a LUKS1 image with the passphrase.
+func qemuOpens(t testing.TB, p []byte) bool {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "i")
+	require.NoError(t, os.WriteFile(path, p, 0o600))
+	return exec.Command("qemu-io", "-r", "--object", qemuSecret(), "--image-opts", qemuLUKS(path), "-c", "length").Run() == nil
+}
+
 func TestFaultsV1(t *testing.T) {
 	whole := sound1(t)
 	require.GreaterOrEqual(t, len(faults1()), 61)
 	for _, f := range faults1() {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			p := append([]byte{}, whole...)
 			copy(p[f.at:], f.put)
 			_, err := luks.Open(memory(t, p), &luks.Options{Passphrase: pass, Path: "the.img"})
@@ -179,8 +197,9 @@ func TestFaultsV1(t *testing.T) {
 					require.ErrorContains(t, err, f.text)
 				}
 			}
-			if f.text != skipPeer {
+			if f.text != skipPeer && !testing.Short() {
 				require.Equal(t, f.peer, peerOpens(t, p), "cryptsetup")
+				require.Equal(t, (f.want == nil) != qemuDiffers[f.name], qemuOpens(t, p), "QEMU")
 			}
 		})
 	}

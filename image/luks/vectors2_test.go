@@ -200,7 +200,7 @@ func faults2() []fault2 {
 		{"area of 2^63-1", `"size":"258048"`, `"size":"9223372036854775807"`, bad, "area.size"},
 		{"area moved", `"offset":"32768"`, `"offset":"36864"`, luks.ErrPassphrase, ""},
 		{"area cipher null", `"encryption":"aes-xts-plain64","key_size"`, `"encryption":"cipher_null-ecb","key_size"`, unsup, "a cipher that encrypts"},
-		{"area cipher", `"encryption":"aes-xts-plain64","key_size"`, `"encryption":"twofish-xts-plain64","key_size"`, unsup, "area.encryption"},
+		{"area cipher", `"encryption":"aes-xts-plain64","key_size"`, `"encryption":"camellia-xts-plain64","key_size"`, unsup, "area.encryption"},
 		{"area key", `plain64","key_size":64`, `plain64","key_size":65`, unsup, "area.key_size"},
 		{"kdf type", `"kdf":{"type":"pbkdf2"`, `"kdf":{"type":"scrypt"`, unsup, "kdf.type"},
 		{"kdf without type", `"kdf":{"type":"pbkdf2"`, `"kdf":{"typo":"pbkdf2"`, bad, "kdf.type"},
@@ -278,18 +278,40 @@ func faults2() []fault2 {
 	}
 }
 
+// cryptsetupDiffers are the faults that cryptsetup 2.6 lets pass in
+// open --test-passphrase and this package doesn't, and the other way round.
+var cryptsetupDiffers = map[string]bool{
+	"spaces": true, // it wants the object at the first byte
+
+	// Readers differ in which of two equal names counts.
+	"too deep": true, "name twice": true, "number twice": true, "name twice by escape": true,
+	// It takes 4000 stripes, whatever is said.
+	"stripes": true, "stripes 0": true, "area too small": true,
+	// It doesn't look at the payload to test a passphrase.
+	"segment type": true, "payload past the end": true, "payload at 2^63-512": true, "payload elsewhere": true,
+	"payload of 1 TiB": true, "payload of 2^63-512": true, "sector size 1536": true, "sector size 8192": true,
+	"payload cipher": true, "unknown requirement": true,
+	// CVE-2025-59054, and a digest that a wrong key may meet.
+	"payload cipher null": true, "payload cipher by kernel name": true, "digest short": true,
+}
+
 func TestFaultsV2(t *testing.T) {
 	whole := sound2(t)
 	text := text2(whole)
 	require.GreaterOrEqual(t, len(faults2())+22, 60)
 	for _, f := range faults2() {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			p := append([]byte{}, whole...)
 			if f.name != "name twice, deep" {
 				require.Contains(t, text, f.old)
 			}
 			setText(p, strings.Replace(text, f.old, f.new, 1))
 			_, err := luks.Open(memory(t, p), &luks.Options{Passphrase: pass})
+			// Two kinds of fault make cryptsetup work for hours.
+			if f.want != luks.ErrBudget && f.name != "2^32 iterations" && !testing.Short() {
+				require.Equal(t, (f.want == nil) != cryptsetupDiffers[f.name], peerOpens(t, p), "cryptsetup")
+			}
 			if f.want == nil {
 				require.NoError(t, err)
 				return
