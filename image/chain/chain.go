@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/luks"
 	"nvstore.dev/image/pebbledev"
 	"nvstore.dev/image/qcow2"
 	"nvstore.dev/image/raw"
@@ -19,6 +21,7 @@ var ErrLocation = errors.New("invalid image location")
 const (
 	Raw   = "raw"
 	QCOW2 = "qcow2"
+	LUKS  = "luks"
 )
 
 // Magic is how a raw image begins that holds a store from its first byte on.
@@ -27,21 +30,112 @@ const (
 const Magic = "\x30\x5d\x30\x55\x06\x22\x2a\x86\x48\x86\xf7\x14\x01\xbe\x40\x93\x7a\x83\xfa\x31" +
 	"\x81\xc9\x7d\xc3\x32\x81\x8a\x7d\x82\xc8\x6f\xb0\xc0\x77\x87\x93\xe3\x44\x01\x01"
 
-// The qcow2 header extension by which Create marks an image as ours: type
-// "nvst".
+// The qcow2 header extension by which an image is marked as ours: type "nvst".
+const extensionType = 0x6e767374
+
+// A Mark is what such an extension says (FORMAT.md, section 4).
+type Mark string
+
 const (
-	extensionType = 0x6e767374
-	extensionData = "nvstore\x00"
+	Unmarked Mark = ""
+	// MarkStore is of an image that holds a store from its first byte on.
+	MarkStore Mark = "nvstore\x00"
+	// MarkMachine is of a machine's disk, with a layout record (package
+	// machine) at its end.
+	MarkMachine Mark = "machine\x00"
+	// MarkAdopting is of an image that is being made a machine's disk. The
+	// size in bytes that it had follows, in 8 bytes, big-endian.
+	MarkAdopting Mark = "adopting"
 )
+
+// MarkOf returns the mark of the topmost qcow2 image that dev is or wraps.
+func MarkOf(dev image.Device) Mark {
+	im, ok := image.As[*qcow2.Image](dev)
+	if !ok {
+		return Unmarked
+	}
+	info, err := im.Info()
+	if err != nil {
+		return Unmarked
+	}
+	return markOf(info)
+}
+
+// SetMark marks the topmost qcow2 image that dev is or wraps, durably; a crash
+// leaves the old mark or the new one.
+func SetMark(dev image.Device, m Mark) error {
+	im, ok := image.As[*qcow2.Image](dev)
+	if !ok {
+		return fmt.Errorf("a mark in what isn't a qcow2 image: %w", image.ErrUnsupported)
+	}
+	if m == Unmarked {
+		return im.SetExtension(extensionType, nil)
+	}
+	return im.SetExtension(extensionType, []byte(m))
+}
+
+func markOf(info *qcow2.Info) Mark {
+	for _, x := range info.Extensions {
+		m := Mark(x.Data)
+		if x.Type == extensionType && (m == MarkStore || m == MarkMachine || len(m) == 16 && m[:8] == MarkAdopting) {
+			return m
+		}
+	}
+	return Unmarked
+}
 
 // Options for Open. Nil is the zero value: for reading and writing, and of a
 // PATH only what is marked as ours.
 type Options struct {
-	// Format is Raw or QCOW2; "" lets only files of ours open. Only a
-	// PATH has one.
+	// Format is Raw, QCOW2 or LUKS; "" lets only files of ours open. Only
+	// a PATH has one.
 	Format string
 
 	ReadOnly bool
+
+	// AllowExternal lets the files be opened that a qcow2 image names: its
+	// backing file, with the backing file's own, and its data file. Whoever
+	// wrote the image chose the names. Without it, such an image fails with
+	// ErrExternal.
+	AllowExternal bool
+
+	// BackingFormat is the format of backing files of which the image that
+	// names them doesn't say it; "" refuses them. Formats are never guessed.
+	BackingFormat string
+
+	// NoBacking opens a qcow2 image without its backing file. What only
+	// that one has can't be read then.
+	NoBacking bool
+
+	// Backing stands for the backing file of the topmost qcow2 image, which
+	// is neither looked at nor opened then, and is closed with it.
+	Backing image.Device
+
+	// Snapshot opens the topmost qcow2 image as it was at this snapshot, an
+	// ID or a name, for reading.
+	Snapshot string
+
+	// NoLock takes no locks and heeds none, as qemu-img's -U. It is for
+	// reading; what is read may change meanwhile.
+	NoLock bool
+
+	// Secret returns the passphrase of an encrypted layer, which Open wipes
+	// after use. The name is the layer's key-secret, and "" if the location
+	// gives it none; that of a backing file which an image names is
+	// "backing", of the one below it "backing.backing". Nil is for stacks without such a layer: one fails with
+	// ErrSecret.
+	Secret func(name string) ([]byte, error)
+
+	// LegacyAES is called with the name of each file that is a qcow2 image
+	// of the legacy encryption; if it returns nil, that is opened, for
+	// reading alone. Nothing tells whether its secret is right. Nil refuses.
+	LegacyAES func(file string) error
+
+	// Budget is what may be spent on deriving an encrypted layer's key;
+	// nil means the default.
+	Budget *luks.Budget
+
+	above []fs.FileInfo // the files whose backing file this is to be
 }
 
 // Open opens what a location names. Raw files take QEMU's locks, and fail with
@@ -52,6 +146,9 @@ func Open(location string, o *Options) (image.Device, error) {
 	if o == nil {
 		o = &Options{}
 	}
+	if o.NoLock && !o.ReadOnly {
+		return nil, badLocation(location, "lock", nil, "one, for writing")
+	}
 	n, err := parse(location)
 	if err != nil {
 		return nil, err
@@ -60,31 +157,36 @@ func Open(location string, o *Options) (image.Device, error) {
 		if o.Format != "" {
 			return nil, badLocation(location, "format", o.Format, "none: the location says it")
 		}
-		return n.open(o.ReadOnly)
+		return n.open(o)
 	}
 	switch o.Format {
+	case LUKS, QCOW2:
+		return (&node{driver: o.Format, child: &node{driver: "file", path: n.path}, path: n.path}).open(o)
 	case Raw:
-		d, err := raw.Open(n.path, &raw.Options{ReadOnly: o.ReadOnly})
+		d, err := raw.Open(n.path, o.raw())
 		if err != nil {
 			return nil, err // not d: a nil pointer in an interface isn't nil
 		}
 		return d, nil
-	case QCOW2:
-		return openQCOW2(n.path, o.ReadOnly)
 	case "":
-		return openOurs(n.path, o.ReadOnly)
+		return openOurs(n.path, o)
 	}
 	return nil, unknownFormat(n.path, o.Format)
 }
 
+// raw is how files are opened.
+func (o *Options) raw() *raw.Options {
+	return &raw.Options{ReadOnly: o.ReadOnly, NoLock: o.NoLock && o.ReadOnly}
+}
+
 func unknownFormat(path, format string) error {
 	return &image.FormatError{Path: path, Off: -1, Struct: "image", Field: "format", Got: format,
-		Want: "raw or qcow2", Kind: image.ErrUnsupported}
+		Want: "raw, qcow2 or luks", Kind: image.ErrUnsupported}
 }
 
 // openOurs detects under the lock, so that what was detected is what is used.
-func openOurs(path string, readOnly bool) (image.Device, error) {
-	file, err := raw.Open(path, &raw.Options{ReadOnly: readOnly})
+func openOurs(path string, o *Options) (image.Device, error) {
+	file, err := raw.Open(path, o.raw())
 	if err != nil {
 		return nil, err
 	}
@@ -95,22 +197,27 @@ func openOurs(path string, readOnly bool) (image.Device, error) {
 	if format == Raw {
 		return file, nil
 	}
-	return stackQCOW2(file, path, readOnly)
-}
-
-func openQCOW2(path string, readOnly bool) (image.Device, error) {
-	file, err := raw.Open(path, &raw.Options{ReadOnly: readOnly})
-	if err != nil {
-		return nil, err
-	}
-	return stackQCOW2(file, path, readOnly)
+	n := &node{driver: QCOW2, child: &node{driver: "file", path: path}, path: path}
+	return n.stackQCOW2(file, o)
 }
 
 // stackQCOW2 takes file over.
-func stackQCOW2(file image.Device, path string, readOnly bool) (image.Device, error) {
-	im, err := qcow2.Open(file, &qcow2.OpenOptions{ReadOnly: readOnly, Path: path})
+func (n *node) stackQCOW2(file image.Device, o *Options) (image.Device, error) {
+	unlock, err := n.unlock(file, o)
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
+	}
+	ext, err := n.openExternal(file, o)
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	im, err := qcow2.Open(file, &qcow2.OpenOptions{ReadOnly: o.ReadOnly, Path: n.child.path,
+		Backing: ext.backing, NoBacking: o.NoBacking, DataFile: ext.data, Unlock: unlock, Snapshot: o.Snapshot})
+	if err != nil {
+		if o.Backing != nil {
+			ext.backing = nil // stays the caller's
+		}
+		return nil, errors.Join(err, file.Close(), ext.close())
 	}
 	return im, nil
 }
@@ -137,22 +244,13 @@ func detect(file image.Device, path string) (string, error) {
 		return Raw, nil
 	}
 	if strings.HasPrefix(string(p), "QFI\xfb") {
-		if info, err := qcow2.Inspect(file, path); err == nil && marked(info) {
+		if info, err := qcow2.Inspect(file, path); err == nil && markOf(info) != Unmarked {
 			return QCOW2, nil
 		}
 	}
 	return "", &image.FormatError{Path: path, Off: -1, Struct: "image", Field: "format",
 		Want: "to be told (-f raw or -f qcow2): the file wasn't made by nvstore, and a guest can write any header it likes into a raw disk",
 		Kind: image.ErrFormat}
-}
-
-func marked(info *qcow2.Info) bool {
-	for _, x := range info.Extensions {
-		if x.Type == extensionType && string(x.Data) == extensionData {
-			return true
-		}
-	}
-	return false
 }
 
 // Machines lists the machines of a Pebble folder, as UUIDs.

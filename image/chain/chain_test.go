@@ -136,7 +136,7 @@ func TestOpenErrors(t *testing.T) {
 		{"driver=qcow2,file.filename=" + filepath.Join(dir, "none"), "", fs.ErrNotExist},
 		{fifo, "", image.ErrUnsupported},
 		{dir, chain.Raw, image.ErrUnsupported},
-		{overlay, chain.QCOW2, image.ErrUnsupported},
+		{overlay, chain.QCOW2, chain.ErrExternal},
 		{overlay, "vmdk", image.ErrUnsupported},
 		{"driver=file,filename=" + overlay, chain.Raw, chain.ErrLocation},
 		{"driver=raw,offset=1G,file.filename=" + overlay, "", image.ErrOutOfRange},
@@ -316,7 +316,7 @@ func TestAbortLeavesNothing(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	_, err = chain.Create("driver=qcow2,file.filename=x", nil)
 	require.ErrorIs(t, err, chain.ErrLocation)
-	_, err = chain.Create("nbd://x", nil)
+	_, err = chain.Create("http://x", nil)
 	require.ErrorIs(t, err, image.ErrUnsupported)
 }
 
@@ -474,4 +474,60 @@ func TestRawWithoutWindowResizes(t *testing.T) {
 	require.True(t, ok)
 	require.NoError(t, r.Resize(8192))
 	require.NoError(t, c.Close())
+}
+
+// What is replaced is there until Commit, stays if there is none, and isn't
+// touched while somebody has it open.
+func TestReplace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	was := func() string { p, err := os.ReadFile(path); require.NoError(t, err); return string(p) }
+	require.NoError(t, os.WriteFile(path, []byte("old"), 0o640))
+	for _, o := range []chain.CreateOptions{{Format: chain.Raw, Size: 4}, {Format: chain.Raw, Size: 4, LateSync: true}, {Format: chain.QCOW2, NoSync: true}} {
+		_, err := chain.Create(path, &o)
+		require.ErrorIs(t, err, fs.ErrExist)
+		o.Replace = true
+		p, err := chain.Create(path, &o)
+		require.NoError(t, err)
+		_, err = chain.Open(path, &chain.Options{Format: chain.Raw, ReadOnly: true})
+		require.ErrorIs(t, err, image.ErrLocked, "it is about to go")
+		require.Equal(t, "old", was())
+		require.NoError(t, p.Abort())
+		require.Equal(t, "old", was())
+
+		busy, err := chain.Open(path, &chain.Options{Format: chain.Raw, ReadOnly: true})
+		require.NoError(t, err)
+		_, err = chain.Create(path, &o)
+		require.ErrorIs(t, err, image.ErrLocked)
+		require.NoError(t, busy.Close())
+
+		p, err = chain.Create(path, &o)
+		require.NoError(t, err)
+		_, err = p.Device.WriteAt([]byte("new!"), 0)
+		require.NoError(t, err)
+		require.NoError(t, p.Device.Sync())
+		require.NoError(t, p.Device.Close())
+		require.NoError(t, p.Commit())
+		require.NoError(t, p.Abort())
+		d, err := chain.Open(path, &chain.Options{Format: o.Format})
+		require.NoError(t, err)
+		b := make([]byte, 4)
+		require.NoError(t, image.ReadFull(d, b, 0))
+		require.Equal(t, "new!", string(b))
+		require.NoError(t, d.Close())
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		require.Equal(t, fs.FileMode(0o640), info.Mode().Perm())
+		left, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".nvstore-*"))
+		require.NoError(t, err)
+		require.Empty(t, left)
+		require.NoError(t, os.WriteFile(path, []byte("old"), 0o640))
+	}
+	require.NoError(t, os.Symlink(path, path+".link"))
+	p, err := chain.Create(path+".link", &chain.CreateOptions{Format: chain.Raw, Empty: true, Replace: true})
+	require.NoError(t, err)
+	require.NoError(t, p.Commit())
+	require.NoError(t, p.Device.Close())
+	require.Empty(t, was(), "the link's target is replaced")
+	_, err = chain.Create(t.TempDir(), &chain.CreateOptions{Replace: true})
+	require.ErrorIs(t, err, image.ErrUnsupported)
 }

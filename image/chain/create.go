@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/luks"
 	"nvstore.dev/image/pebbledev"
 	"nvstore.dev/image/qcow2"
 	"nvstore.dev/image/raw"
@@ -20,14 +22,41 @@ const defaultSize = 64 << 20
 
 // CreateOptions for Create. Nil is the zero value: a qcow2 of 64 MiB.
 type CreateOptions struct {
-	// Format is Raw or QCOW2, and "" is QCOW2. Only a PATH has one.
+	// Format is Raw, QCOW2 or LUKS, and "" is QCOW2. Only a PATH has one.
 	Format string
 
-	// Size in bytes; 0 is 64 MiB. No space is allocated for it.
-	Size int64
+	// LUKS says how a LUKS image is made, and makes a QCOW2 one that is
+	// encrypted by itself. Its Size and Header don't count. A LUKS image's
+	// content reads as noise where nothing was written.
+	LUKS *luks.FormatOptions
+
+	// Size in bytes; 0 is 64 MiB, unless Empty says that it is meant. No
+	// space is allocated for it.
+	Size  int64
+	Empty bool
 
 	// ClusterSize is a QCOW2's, in bytes; 0 is 64 KiB.
 	ClusterSize int
+
+	// QCOW2 has a QCOW2's other options. Its Size, Path and Extensions
+	// don't count, and its ClusterSize if the one above isn't 0.
+	QCOW2 *qcow2.CreateOptions
+
+	// Mark is a QCOW2's; the zero value is MarkStore.
+	Mark Mark
+
+	// Replace lets Commit replace a regular file of that name, which
+	// keeps its permissions, unless somebody has it open: then Create
+	// fails with image.ErrLocked.
+	Replace bool
+
+	// LateSync makes a file durable in Commit only. Until then nobody
+	// finds it, so the device's Sync does nothing.
+	LateSync bool
+
+	// NoSync leaves it to the system when a file gets durable. After a
+	// power cut it may be there and empty.
+	NoSync bool
 }
 
 // A Pending image is being filled. Nobody finds it under its name before
@@ -44,6 +73,9 @@ type Pending struct {
 	temp, path string // of a file
 	renamed    bool
 	info       fs.FileInfo // the file, to recognise it
+	late       *lateSync   // nil if Sync is as ever
+	noSync     bool
+	replaced   image.Device // what Commit replaces, locked; nil if nothing
 
 	dir     string // of a Pebble folder
 	machine pebbledev.UUID
@@ -57,11 +89,13 @@ type Pending struct {
 func Create(location string, o *CreateOptions) (*Pending, error) {
 	c := CreateOptions{Format: QCOW2, Size: defaultSize}
 	if o != nil {
-		c.ClusterSize = o.ClusterSize
+		format, size := c.Format, c.Size
+		c = *o
+		c.Format, c.Size = format, size
 		if o.Format != "" {
 			c.Format = o.Format
 		}
-		if o.Size != 0 {
+		if o.Size != 0 || o.Empty {
 			c.Size = o.Size
 		}
 	}
@@ -76,32 +110,37 @@ func Create(location string, o *CreateOptions) (*Pending, error) {
 		return createPebble(n, c.Size)
 	case n.driver != "":
 		return nil, badLocation(location, "driver", n.driver, "a path or a Pebble folder: stacks are made of images that exist")
-	case c.Format != Raw && c.Format != QCOW2:
+	case c.Format != Raw && c.Format != QCOW2 && c.Format != LUKS:
 		return nil, unknownFormat(n.path, c.Format)
+	case c.Format == Raw && c.LUKS != nil || c.Format == LUKS && c.LUKS == nil:
+		return nil, badLocation(location, "format", c.Format, "luks or qcow2, with options for LUKS")
 	}
 	return createFile(n.path, &c)
 }
 
 func createFile(path string, c *CreateOptions) (_ *Pending, err error) {
-	// Commit refuses it too; this is so that nobody works in vain.
-	if _, err := os.Lstat(path); err == nil {
-		return nil, &fs.PathError{Op: "create", Path: path, Err: syscall.EEXIST}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	p := &Pending{path: path, Location: path}
+	mode, err := p.claim(c.Replace)
+	if err != nil {
 		return nil, err
 	}
 	size := c.Size
-	if c.Format == QCOW2 {
+	if c.Format != Raw {
 		size = 0 // the driver grows the file
 	}
-	p := &Pending{path: path, Location: path}
+	path = p.path
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
 	p.temp = filepath.Join(filepath.Dir(path), ".nvstore-"+hex.EncodeToString(id[:])+".new")
-	file, err := raw.Create(p.temp, size, nil)
+	file, err := raw.Create(p.temp, size, &raw.Options{Mode: mode})
 	if err != nil {
-		return nil, fmt.Errorf("create %s: %w", path, err)
+		return nil, errors.Join(fmt.Errorf("create %s: %w", path, err), p.release())
 	}
 	p.Device = file
+	if c.LateSync || c.NoSync {
+		p.late, p.noSync = &lateSync{Device: file, never: c.NoSync}, c.NoSync
+		p.Device = p.late
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.Abort())
@@ -110,15 +149,121 @@ func createFile(path string, c *CreateOptions) (_ *Pending, err error) {
 	if p.info, err = os.Lstat(p.temp); err != nil {
 		return nil, err
 	}
-	if c.Format == QCOW2 {
-		im, err := qcow2.Create(file, &qcow2.CreateOptions{Size: c.Size, ClusterSize: c.ClusterSize, Path: path,
-			Extensions: []qcow2.Extension{{Type: extensionType, Data: []byte(extensionData)}}})
+	switch c.Format {
+	case LUKS:
+		f := *c.LUKS
+		f.Size, f.Header = c.Size, nil
+		d, err := luks.Format(p.Device, &f)
+		if err != nil {
+			return nil, err
+		}
+		p.Device = d
+	case QCOW2:
+		q := qcow2.CreateOptions{}
+		if c.QCOW2 != nil {
+			q = *c.QCOW2
+		}
+		if c.ClusterSize != 0 {
+			q.ClusterSize = c.ClusterSize
+		}
+		q.Size, q.Path = c.Size, path
+		if c.LUKS != nil {
+			if q.Crypt, err = encrypted(c.LUKS); err != nil {
+				return nil, err
+			}
+		}
+		mark := MarkStore
+		if c.Mark != Unmarked {
+			mark = c.Mark
+		}
+		q.Extensions = []qcow2.Extension{{Type: extensionType, Data: []byte(mark)}}
+		im, err := qcow2.Create(p.Device, &q)
 		if err != nil {
 			return nil, err
 		}
 		p.Device = im
 	}
 	return p, nil
+}
+
+// claim sees to it that the path is free, or may be replaced; what is there is
+// held then, so that nobody opens it meanwhile. mode is for the new file.
+func (p *Pending) claim(replace bool) (mode fs.FileMode, err error) {
+	// Commit looks too; this is so that nobody works in vain.
+	info, err := os.Lstat(p.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case !replace:
+		return 0, &fs.PathError{Op: "create", Path: p.path, Err: syscall.EEXIST}
+	}
+	if info.Mode()&fs.ModeSymlink != 0 {
+		if p.path, err = filepath.EvalSymlinks(p.path); err != nil {
+			return 0, err
+		}
+		if info, err = os.Stat(p.path); err != nil {
+			return 0, err
+		}
+	}
+	if !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("create %s: replacing what isn't a regular file: %w", p.path, image.ErrUnsupported)
+	}
+	d, err := raw.Open(p.path, nil)
+	if err != nil {
+		return 0, err
+	}
+	p.replaced = d
+	return info.Mode().Perm(), nil
+}
+
+// release lets go of what was to be replaced.
+func (p *Pending) release() error {
+	if p.replaced == nil {
+		return nil
+	}
+	d := p.replaced
+	p.replaced = nil
+	return d.Close()
+}
+
+// A lateSync has no use for Sync before somebody can find the file.
+type lateSync struct {
+	image.Device
+	never  bool
+	found  atomic.Bool
+	closed atomic.Bool
+}
+
+func (l *lateSync) Unwrap() image.Device { return l.Device }
+
+func (l *lateSync) Sync() error {
+	if !l.found.Load() {
+		return nil
+	}
+	return l.Device.Sync()
+}
+
+// Close makes good what Sync left out: the file may still be committed.
+func (l *lateSync) Close() error {
+	var err error
+	if !l.found.Load() && !l.never {
+		err = l.Device.Sync()
+	}
+	if err == nil {
+		l.closed.Store(true)
+	}
+	return errors.Join(err, l.Device.Close())
+}
+
+// commit makes the content durable and Sync what it says.
+func (l *lateSync) commit() error {
+	l.found.Store(true)
+	if l.never || l.closed.Load() {
+		return nil
+	}
+	return l.Device.Sync()
 }
 
 func createPebble(n *node, size int64) (*Pending, error) {
@@ -149,23 +294,34 @@ func createPebble(n *node, size int64) (*Pending, error) {
 	return p, nil
 }
 
-// Commit gives the file its name, durably, if that is still free. The device
-// should have been synced.
+// Commit gives the file its name, durably, if that is still free or was there
+// to be replaced. The device should have been synced, and may be closed.
 func (p *Pending) Commit() error {
 	if p.done {
 		return image.ErrClosed
 	}
 	if p.temp != "" {
-		if err := rename(p.temp, p.path); err != nil {
+		if p.late != nil {
+			if err := p.late.commit(); err != nil {
+				return err
+			}
+		}
+		move := rename
+		if p.replaced != nil {
+			move = replace
+		}
+		if err := move(p.temp, p.path); err != nil {
 			return &fs.PathError{Op: "create", Path: p.path, Err: err}
 		}
 		p.renamed = true
-		if err := syncDir(filepath.Dir(p.path)); err != nil {
-			return err
+		if !p.noSync {
+			if err := syncDir(filepath.Dir(p.path)); err != nil {
+				return err
+			}
 		}
 	}
 	p.done = true
-	return nil
+	return p.release()
 }
 
 // Abort closes the device, if it is still open, and removes the image. After
@@ -182,6 +338,7 @@ func (p *Pending) Abort() error {
 	if p.temp == "" {
 		return errors.Join(err, p.forget())
 	}
+	err = errors.Join(err, p.release())
 	name := p.temp
 	if p.renamed {
 		// Our name by now, unless somebody gave it to another file.
@@ -202,6 +359,14 @@ func (p *Pending) forget() error {
 		return err
 	}
 	return errors.Join(f.Delete(p.machine), f.Close())
+}
+
+// replace is rename over what is there.
+func replace(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return cause(err)
+	}
+	return nil
 }
 
 // linkOver is rename for file systems that can't: the new name is a link.

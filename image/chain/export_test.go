@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"net"
 	"strings"
 )
 
@@ -48,7 +49,37 @@ func (n *node) render(b *strings.Builder, prefix string) {
 			put("size", fmt.Sprint(n.size))
 		}
 	}
-	if n.child != nil {
-		n.child.render(b, prefix+"file.")
+	if t := n.target; t != nil {
+		put("server.type", map[string]string{"unix": "unix", "tcp": "inet"}[t.Network])
+		if t.Network == "unix" {
+			put("server.path", t.Address)
+		} else {
+			host, port, _ := net.SplitHostPort(t.Address)
+			put("server.host", host)
+			put("server.port", port)
+		}
+		if t.TLS {
+			put("tls", "on")
+		}
+		for _, f := range [][2]string{{"export", t.Export}, {"tls-hostname", t.Hostname}, {"tls-certificates", t.CertDir},
+			{"tls-psk-file", t.PSKFile}, {"tls-username", t.Username}} {
+			if f[1] != "" {
+				put(f[0], f[1])
+			}
+		}
+	}
+	if n.encrypt != "" {
+		put("encrypt.format", n.encrypt)
+	}
+	if n.secret != "" {
+		put(map[string]string{QCOW2: "encrypt.key-secret", LUKS: "key-secret"}[n.driver], n.secret)
+	}
+	for _, c := range []struct {
+		name string
+		node *node
+	}{{"file.", n.child}, {"header.", n.header}, {"backing.", n.backing}, {"data-file.", n.data}} {
+		if c.node != nil {
+			c.node.render(b, prefix+c.name)
+		}
 	}
 }

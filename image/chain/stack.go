@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/nbd"
 	"nvstore.dev/image/pebbledev"
 	"nvstore.dev/image/raw"
 )
@@ -25,10 +26,16 @@ const (
 type node struct {
 	driver       string
 	path         string // of a file
+	encrypt      string // of qcow2: "luks", "aes", or "" for one that isn't encrypted
+	secret       string // name of an encrypted layer's
+	header       *node  // of LUKS, if it is detached
 	dir, machine string // of Pebble
 	offset, size int64  // of raw; size is -1 to the end
 	window       bool
+	target       *nbd.Target // of NBD
 	child        *node
+	backing      *node // of qcow2, in place of the one that the image names
+	data         *node // of qcow2, likewise
 }
 
 // parse takes a location apart.
@@ -41,12 +48,22 @@ func parse(location string) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		return parseNode(location, "", opts, 0)
+		n, err := parseNode(location, "", opts, 0)
+		if err == nil && n.unnamed() > 1 {
+			err = badLocation(location, "key-secret", nil, "a name in each of several encrypted layers")
+		}
+		if err != nil {
+			return nil, err
+		}
+		return n, nil
 	}
 	if rest, ok := strings.CutPrefix(location, "pebble:"); ok {
 		return parsePebble(location, rest)
 	}
 	if scheme, _, ok := strings.Cut(location, "://"); ok && isScheme(scheme) {
+		if isNBD(scheme) {
+			return parseNBD(location)
+		}
 		return nil, unsupported(location, "scheme", scheme)
 	}
 	if location == "" {
@@ -71,7 +88,7 @@ func isScheme(s string) bool {
 
 func unsupported(location, field, got string) error {
 	return &image.FormatError{Path: location, Off: -1, Struct: "location", Field: field, Got: got,
-		Want: "raw, qcow2, file, host_device or pebble", Kind: image.ErrUnsupported}
+		Want: "raw, qcow2, luks, file, host_device, nbd or pebble", Kind: image.ErrUnsupported}
 }
 
 // parsePebble splits DIR/UUID at the last slash, if what follows is a UUID.
@@ -136,14 +153,7 @@ func parseNode(location, prefix string, opts map[string]string, depth int) (*nod
 	if depth >= maxDepth {
 		return nil, badLocation(location, prefix+"driver", nil, fmt.Sprintf("at most %d nodes", maxDepth))
 	}
-	own, below := make(map[string]string), make(map[string]string)
-	for key, value := range opts {
-		if k, ok := strings.CutPrefix(key, "file."); ok {
-			below[k] = value
-		} else {
-			own[key] = value
-		}
-	}
+	own, below := splitChild(opts, "file.")
 	n := &node{driver: own["driver"], size: -1}
 	if _, ok := own["driver"]; !ok && prefix != "" {
 		n.driver = "file" // as QEMU has it for a child
@@ -154,15 +164,25 @@ func parseNode(location, prefix string, opts map[string]string, depth int) (*nod
 	case Raw, QCOW2:
 		if n.driver == Raw {
 			err = n.takeWindow(location, prefix, own)
+		} else if err = n.takeEncrypt(location, prefix, own); err == nil {
+			own, err = n.takeNamed(location, prefix, own, depth)
 		}
 		if err == nil {
 			n.child, err = parseNode(location, prefix+"file.", below, depth+1)
+		}
+		below = nil
+	case LUKS:
+		n.child, err = parseNode(location, prefix+"file.", below, depth+1)
+		if err == nil {
+			own, err = n.takeLUKS(location, prefix, own, depth)
 		}
 		below = nil
 	case "file", "host_device":
 		n.path, err = take(location, prefix, own, "filename", true)
 	case "pebble":
 		err = n.takePebble(location, prefix, own)
+	case "nbd":
+		err = n.takeNBD(location, prefix, own)
 	default:
 		return nil, unsupported(location, prefix+"driver", n.driver)
 	}
@@ -173,6 +193,19 @@ func parseNode(location, prefix string, opts map[string]string, depth int) (*nod
 		own["file."+key] = ""
 	}
 	return n, refuseRest(location, prefix, n.driver, own)
+}
+
+// splitChild takes the options of a child node out of those of its parent.
+func splitChild(opts map[string]string, child string) (own, below map[string]string) {
+	own, below = make(map[string]string), make(map[string]string)
+	for key, value := range opts {
+		if k, ok := strings.CutPrefix(key, child); ok {
+			below[k] = value
+		} else {
+			own[key] = value
+		}
+	}
+	return own, below
 }
 
 // take removes a key from the options.
@@ -253,23 +286,33 @@ func parseSize(s string) (int64, bool) {
 }
 
 // open builds the stack, from below.
-func (n *node) open(readOnly bool) (image.Device, error) {
+func (n *node) open(o *Options) (image.Device, error) {
+	readOnly := o.ReadOnly
 	switch n.driver {
 	case "pebble":
 		return openPebble(n.dir, n.machine, readOnly)
+	case "nbd":
+		return n.openNBD(readOnly)
 	case "file", "host_device":
-		d, err := raw.Open(n.path, &raw.Options{ReadOnly: readOnly})
+		d, err := raw.Open(n.path, o.raw())
 		if err != nil {
 			return nil, err
 		}
 		return d, nil
 	}
-	file, err := n.child.open(readOnly)
+	below := *o
+	if n.driver == QCOW2 { // which is the one that these are for
+		below.Backing, below.Snapshot = nil, ""
+	}
+	file, err := n.child.open(&below)
 	if err != nil {
 		return nil, err
 	}
-	if n.driver == QCOW2 {
-		return stackQCOW2(file, n.child.path, readOnly)
+	switch n.driver {
+	case QCOW2:
+		return n.stackQCOW2(file, o)
+	case LUKS:
+		return n.stackLUKS(file, o)
 	}
 	if !n.window {
 		return file, nil

@@ -8,6 +8,7 @@ import (
 
 	"nvstore.dev/image"
 	"nvstore.dev/image/chain"
+	"nvstore.dev/image/nbd"
 )
 
 const uuid = "6ba7b810-9dad-41d1-80b4-00c04fd430c8"
@@ -35,6 +36,15 @@ func TestLocations(t *testing.T) {
 		{"driver=raw,offset=0,size=0,file.filename=x", "driver=raw,offset=0,size=0,file.driver=file,file.filename=x"},
 		{"driver=raw,size=3M,offset=2G,file.driver=qcow2,file.file.driver=raw,file.file.offset=1T,file.file.file.filename=x",
 			"driver=raw,offset=2147483648,size=3145728,file.driver=qcow2,file.file.driver=raw,file.file.offset=1099511627776,file.file.file.driver=file,file.file.file.filename=x"},
+		{"nbds://h/?tls-hostname=x", "driver=nbd,server.type=inet,server.host=h,server.port=10809,tls=on,tls-hostname=x"},
+		{"nbds://me@h/?tls-psk-file=k", "driver=nbd,server.type=inet,server.host=h,server.port=10809,tls=on,tls-psk-file=k,tls-username=me"},
+		{"nbd+unix:///a%20b?socket=/s,t", "driver=nbd,server.type=unix,server.path=/s,,t,export=a b"},
+		{"driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=::1,file.export=x",
+			"driver=raw,file.driver=nbd,file.server.type=inet,file.server.host=::1,file.server.port=10809,file.export=x"},
+		{"driver=qcow2,file.filename=x,data-file.filename=z,backing.driver=qcow2,backing.file.filename=y,backing.backing.driver=file,backing.backing.filename=w",
+			"driver=qcow2,file.driver=file,file.filename=x,backing.driver=qcow2,backing.file.driver=file,backing.file.filename=y,backing.backing.driver=file,backing.backing.filename=w,data-file.driver=file,data-file.filename=z"},
+		{"driver=qcow2,encrypt.format=luks,encrypt.key-secret=k,file.filename=x,backing.driver=luks,backing.key-secret=l,backing.file.filename=y,backing.header.filename=z",
+			"driver=qcow2,encrypt.format=luks,encrypt.key-secret=k,file.driver=file,file.filename=x,backing.driver=luks,backing.key-secret=l,backing.file.driver=file,backing.file.filename=y,backing.header.driver=file,backing.header.filename=z"},
 		{"driver=qcow2,file.driver=pebble,file.dir=d,file.machine=" + uuid, "driver=qcow2,file.driver=pebble,file.dir=d,file.machine=" + uuid},
 	} {
 		got, err := chain.Render(c.in)
@@ -59,14 +69,35 @@ func TestBadLocations(t *testing.T) {
 		kind     error
 	}{
 		{"", "path", chain.ErrLocation},
-		{"nbd://h:10809/x", `"nbd"`, image.ErrUnsupported},
-		{"nbd+unix:///x?socket=/s", `"nbd+unix"`, image.ErrUnsupported},
+		{"http://h/x", `"http"`, image.ErrUnsupported},
+		{"nbd:///x", "host", chain.ErrLocation},
+		{"nbd://h:port/x", "parse", nbd.ErrURI},
+		{"nbd+unix:///x", "socket", chain.ErrLocation},
+		{"nbd+unix:///x?socket=/s&sockets=2", "sockets", chain.ErrLocation},
+		{"nbds://h/x?tls-type=anon", "anon", image.ErrUnsupported},
+		{"nbds://h/x?tls-type=psk", "tls-psk-file", chain.ErrLocation},
+		{"nbds://h/x?tls-psk-file=k&tls-certificates=d", "tls-psk-file", chain.ErrLocation},
+		{"nbds://h/x?tls-psk-file=k&tls-type=x509", "tls-psk-file", chain.ErrLocation},
+		{"nbd://h/x?tls-psk-file=k", "scheme", chain.ErrLocation},
+		{"nbd://me@h/x", "user", chain.ErrLocation},
+		{"nbds://me:secret@h/x?tls-psk-file=k", "user", chain.ErrLocation},
 		{"file:///x", `"file"`, image.ErrUnsupported},
 		{"pebble:", "dir", chain.ErrLocation},
 		{"driver=", "driver", image.ErrUnsupported},
-		{"driver=luks,file.filename=x", `"luks"`, image.ErrUnsupported},
-		{"driver=nbd,server.type=unix,server.path=/s", `"nbd"`, image.ErrUnsupported},
-		{"driver=qcow2,file.driver=luks,file.file.filename=x", `file.driver: got "luks"`, image.ErrUnsupported},
+		{"driver=vdi,file.filename=x", `"vdi"`, image.ErrUnsupported},
+		{"driver=nbd", "server.type", chain.ErrLocation},
+		{"driver=nbd,server.type=unix", "server.path", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,server.host=h", "server.host", chain.ErrLocation},
+		{"driver=nbd,server.type=inet,server.path=/s", "server.path", chain.ErrLocation},
+		{"driver=nbd,server.type=inet", "server.host", chain.ErrLocation},
+		{"driver=nbd,server.type=vsock,server.host=1", "server.type", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,tls-creds=t", "tls-creds", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,tls-psk-file=k", "tls", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,tls=on,tls-psk-file=k,tls-certificates=c", "tls-psk-file", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,tls=1", "tls", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,tls-hostname=h", "tls", chain.ErrLocation},
+		{"driver=nbd,server.type=unix,server.path=/s,export=" + strings.Repeat("x", 4097), "4096", chain.ErrLocation},
+		{"driver=qcow2,file.driver=vdi,file.file.filename=x", `file.driver: got "vdi"`, image.ErrUnsupported},
 		{"driver=qcow2,file.driver=,file.filename=x", `file.driver`, image.ErrUnsupported},
 		{"driver=file", "filename", chain.ErrLocation},
 		{"driver=file,filename=", "filename", chain.ErrLocation},
@@ -79,8 +110,13 @@ func TestBadLocations(t *testing.T) {
 		{"driver=qcow2,file=x", "file.filename", chain.ErrLocation},
 		{"driver=qcow2,file.filename=x,file=y", ".file:", chain.ErrLocation},
 		{"driver=qcow2,file.filename=x,backing=y", "backing", chain.ErrLocation},
-		{"driver=qcow2,file.filename=x,backing.file.filename=y", "backing.file.filename", chain.ErrLocation},
-		{"driver=qcow2,file.filename=x,data-file.filename=y", "data-file.filename", chain.ErrLocation},
+		{"driver=qcow2,file.filename=x,backing.file.filename=y", "backing.driver", chain.ErrLocation},
+		{"driver=qcow2,file.filename=x,backing.driver=", "backing.driver", chain.ErrLocation},
+		{"driver=qcow2,file.filename=x,backing.driver=raw,backing.filename=y", "backing.file.filename", chain.ErrLocation},
+		{"driver=raw,file.filename=x,backing.driver=file,backing.filename=y", "backing.driver", chain.ErrLocation},
+		{"driver=qcow2,file.filename=x,data-file.driver=vdi", `"vdi"`, image.ErrUnsupported},
+		{"driver=qcow2,file.filename=x,data-file=y", "data-file", chain.ErrLocation},
+		{"driver=qcow2,file.filename=x,encrypt.format=luks,backing.driver=luks,backing.file.filename=y", "key-secret", chain.ErrLocation},
 		{"driver=qcow2,file.filename=x,offset=512", "offset", chain.ErrLocation},
 		{"driver=qcow2,file.filename=x,file.file.filename=y", "file.file.filename", chain.ErrLocation},
 		{"driver=qcow2,file.filename=x,", "key=value", chain.ErrLocation},
@@ -118,8 +154,10 @@ func TestBadLocations(t *testing.T) {
 func FuzzLocation(f *testing.F) {
 	for _, s := range []string{
 		"driver=qcow2,file.driver=file,file.filename=a,,b", "driver=raw,offset=1G,size=64M,file.driver=qcow2,file.file.filename=x",
-		"pebble:/srv/nv/" + uuid, "driver=pebble,dir=d", "nbd://x", "vm.qcow2", ",driver=", "file.filename=x,driver=raw",
+		"pebble:/srv/nv/" + uuid, "driver=pebble,dir=d", "nbd://x", "nbds://[::1]:1/a%20b?tls-hostname=c", "nbd+unix:///x?socket=/s,",
+		"driver=raw,size=1M,file.driver=nbd,file.server.type=inet,file.server.host=h", "vm.qcow2", ",driver=", "file.filename=x,driver=raw",
 		"driver=file,filename=,,,,driver=raw",
+		"driver=qcow2,file.filename=x,backing.driver=raw,backing.size=1M,backing.file.filename=y,data-file.filename=z",
 	} {
 		f.Add(s)
 	}
