@@ -100,6 +100,7 @@ type asnLive struct {
 	Offset, Length, Generation int64
 	Attached                   bool
 	CRC                        []byte `asn1:"optional"`
+	MAC                        []byte `asn1:"optional,tag:0"`
 }
 
 type asnEntry struct {
@@ -226,6 +227,9 @@ func TestASN1(t *testing.T) {
 		d, err := blobdir.Create(dev, createOptions(t, kind))
 		require.NoError(t, err)
 		manyBlobs(t, d, 1000)
+		require.NoError(t, putLive(d, "uefi/vars", random(9000)))
+		require.NoError(t, putLive(d, "spi/0", random(4096)))
+		require.NoError(t, d.Attach("spi/0"))
 		info, err := d.Info()
 		require.NoError(t, err)
 		entries := map[[16]byte]blobdir.Entry{}
@@ -236,7 +240,13 @@ func TestASN1(t *testing.T) {
 					return err
 				}
 				entries[e.ID] = e
-				if content[e.ID], err = tx.Get(e.Name, 0); err != nil {
+				if e.Attached {
+					content[e.ID] = make([]byte, e.Size)
+					_, err = tx.Peek(e.Name, content[e.ID], 0)
+				} else {
+					content[e.ID], err = tx.Get(e.Name, 0)
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -256,6 +266,7 @@ func TestASN1(t *testing.T) {
 		require.LessOrEqual(t, 2, c.seen["directory level"], "levels of the directory")
 		require.LessOrEqual(t, 2, c.seen["chunk map level"], "levels of the chunk map")
 		require.NotZero(t, c.seen["free tree"])
+		require.Equal(t, 2, c.seen["live"])
 		t.Logf("parsed, compared and encoded again: %v", c.seen)
 	})
 }
@@ -381,6 +392,11 @@ func (c *asnChecker) entry(a *asnEntry, e *el) {
 	require.Equal(t, want.ChunkSize, a.ChunkSize)
 	require.True(t, want.Created.Equal(a.Created) && want.Modified.Equal(a.Modified))
 
+	require.Equal(t, want.Live, e.has("live"))
+	if e.has("live") {
+		c.live(a, e, name)
+		return
+	}
 	p := make([]byte, a.Size)
 	chunks := []*el{}
 	if e.has("chunks") {
@@ -403,4 +419,25 @@ func (c *asnChecker) entry(a *asnEntry, e *el) {
 		c.seen["chunk"]++
 	}
 	require.True(t, bytes.Equal(c.content[[16]byte(a.ID)], p), name)
+}
+
+func (c *asnChecker) live(a *asnEntry, e *el, name string) {
+	t, l := c.t, &a.Live
+	c.seen["live"]++
+	want := c.entries[[16]byte(a.ID)]
+	require.Equal(t, []int64{want.Offset, want.Size}, []int64{l.Offset, l.Length})
+	require.Equal(t, want.Attached, l.Attached)
+	p := c.f.img[l.Offset:][:l.Length]
+	require.True(t, bytes.Equal(c.content[want.ID], p), name)
+	if l.Attached {
+		require.Less(t, l.Generation, a.Generation)
+		require.Empty(t, append(l.CRC, l.MAC...))
+		return
+	}
+	require.Equal(t, crcOf(p), l.CRC)
+	if c.f.sealed {
+		require.Equal(t, c.f.liveMAC(e, p), l.MAC)
+	} else {
+		require.Empty(t, l.MAC)
+	}
 }

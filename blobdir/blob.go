@@ -25,15 +25,7 @@ type blob struct {
 	tree    *tree            // chunk map, if the chunks aren't in the entry
 	pending map[int64][]byte // changed chunks, in clear
 	dirty   bool
-}
-
-// notLive refuses changes to live extents, which need an emulator's leave.
-func (b *blob) notLive() error {
-	if b.live == nil {
-		return nil
-	}
-	return &Error{Off: b.live.off, Struct: "entry", Field: "live", Blob: b.Name,
-		Want: "a blob stored in chunks: live extents are reserved", Rule: "R49", Kind: ErrUnsupported}
+	fresh   bool // the live extent was written by this transaction
 }
 
 // touch marks the entry as changed by this transaction.
@@ -149,11 +141,11 @@ func (b *blob) openChunk(c *chunkRef) ([]byte, error) {
 }
 
 func (b *blob) readAt(p []byte, off int64) (int, error) {
-	if b.live != nil {
-		return 0, b.notLive()
-	}
 	if off < 0 {
 		return 0, fmt.Errorf("%w: offset %d", ErrInvalid, off)
+	}
+	if b.live != nil {
+		return b.readLive(p, off)
 	}
 	size := int64(b.ChunkSize)
 	n := 0
@@ -181,6 +173,9 @@ func (b *blob) readAt(p []byte, off int64) (int, error) {
 func (b *blob) writeAt(p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
+	}
+	if b.live != nil {
+		return b.writeLive(p, off)
 	}
 	if end := off + int64(len(p)); end > b.Size {
 		b.Size = end
@@ -270,6 +265,11 @@ func (b *blob) storeChunk(index int64, p []byte, more int64) error {
 			return err
 		}
 	}
+	return b.writeChunk(index, p, more)
+}
+
+// writeChunk queues a chunk.
+func (b *blob) writeChunk(index int64, p []byte, more int64) error {
 	b.touch()
 	tx := b.tx
 	off, err := tx.space.alloc(roundUp(int64(len(p))), more+4*BlockSize)
@@ -340,8 +340,8 @@ func (b *blob) sameChunk(old *chunkRef, p []byte) (bool, error) {
 
 // replace makes data the whole content.
 func (b *blob) replace(data []byte) error {
-	if err := b.notLive(); err != nil {
-		return err
+	if b.live != nil {
+		return b.replaceLive(data)
 	}
 	if int64(len(data)) < b.Size {
 		if err := b.truncate(int64(len(data))); err != nil {
@@ -379,6 +379,9 @@ func (b *blob) forget() int {
 func (b *blob) truncate(size int64) error {
 	if size == b.Size {
 		return nil
+	}
+	if b.live != nil {
+		return b.truncateLive(size)
 	}
 	cs := int64(b.ChunkSize)
 	if size < b.Size {
@@ -470,7 +473,7 @@ const maxRestored = 256 << 20
 // chunks, and the chunk size decides where they begin, so a change of either
 // stores the content anew.
 func (b *blob) setMeta(m Meta) error {
-	again := b.Size > 0 && (m.ChunkSize != b.ChunkSize || m.Type != b.Type && b.tx.prof.sealed)
+	again := b.live == nil && b.Size > 0 && (m.ChunkSize != b.ChunkSize || m.Type != b.Type && b.tx.prof.sealed)
 	if !again {
 		b.Meta = m
 		b.touch()

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // A Problem is one finding of Check.
@@ -68,7 +70,7 @@ func (d *Dir) Check(ctx context.Context, progress func(done, total int64)) (*Rep
 	rep := &Report{Generation: st.root.gen, Keyless: st.prof.sealed && st.prof.keys == nil,
 		Errors: []Problem{}, Leaks: []Problem{}, Warnings: []Problem{}}
 	d.cache.clear()
-	c := &checker{d: d, st: st, rep: rep, ctx: ctx, used: newBitmap(), free: newBitmap(), progress: progress}
+	c := &checker{d: d, st: st, rep: rep, ctx: ctx, used: newBitmap(), free: newBitmap(), progress: progress, attached: make(map[int64]string)}
 	if free, err := d.readFree(st.root, &st.prof); err == nil {
 		c.end = free.end
 		c.total = free.end
@@ -94,6 +96,7 @@ type checker struct {
 	used, free *bitmap
 	end, total int64
 	progress   func(done, total int64)
+	attached   map[int64]string // offsets and names of attached live extents
 }
 
 // fixed checks header, roots and settled record.
@@ -121,7 +124,7 @@ func (c *checker) fixed() {
 }
 
 func (c *checker) live() error {
-	w := &walker{d: c.d, prof: &c.st.prof, content: true, open: true, used: c.used, seen: make(map[[16]byte]string)}
+	w := &walker{d: c.d, prof: &c.st.prof, content: true, open: true, used: c.used, seen: make(map[[16]byte]string), attached: c.attached}
 	w.fault = func(err error, blob string) error {
 		if !damaged(err) && !errors.Is(err, ErrTampered) {
 			return err
@@ -149,6 +152,10 @@ func (c *checker) live() error {
 		return err
 	}
 	c.rep.Blobs = w.blobs
+	for _, off := range slices.Sorted(maps.Keys(c.attached)) {
+		c.rep.add(&c.rep.Warnings, "attached", fmt.Sprintf("blob %q at byte %#x", c.attached[off], off),
+			"a live extent is attached: an emulator may write to it, and its content wasn't checked")
+	}
 	if w.blobs != c.st.root.blobs && len(c.rep.Errors) == 0 {
 		c.rep.add(&c.rep.Errors, "R45", "root", fmt.Sprintf("the root counts %d blobs, and the directory has %d", c.st.root.blobs, w.blobs))
 	}
@@ -197,7 +204,7 @@ func (c *checker) fallback() error {
 	}
 	prof := c.st.prof
 	prof.gen, prof.sealed, prof.sealNames = other.gen, other.sealed(), other.sealNames
-	w := &walker{d: c.d, prof: &prof, content: true}
+	w := &walker{d: c.d, prof: &prof, content: true, void: c.attached}
 	w.visit = func(region) error { return c.ctx.Err() }
 	w.fault = func(err error, blob string) error {
 		if !damaged(err) && !errors.Is(err, ErrTampered) {

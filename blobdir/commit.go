@@ -6,21 +6,24 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
-	"time"
 
 	"nvstore.dev/image"
 )
 
-// maxWrite bounds the buffer that joins neighbouring extents to one write.
+// maxWrite bounds what is queued to be written together.
 const maxWrite = 1 << 20
 
 // An output collects what a transaction writes, and remembers a checksum of
 // each write, so that the commit can tell that all of it is still there.
 type output struct {
 	buf     []byte
-	off     int64 // where buf goes
+	runs    []run // where buf goes
+	batch   []image.Request
 	written []reference
 }
+
+// A run is neighbouring extents: one write.
+type run struct{ off, length int64 }
 
 // TxOptions change how one update runs.
 type TxOptions struct {
@@ -38,8 +41,7 @@ const maxRerun = 8
 // changed, and Update returns that error. A transaction that changes nothing
 // writes nothing.
 func (d *Dir) Update(fn func(*Tx) error, opts *TxOptions) error {
-	d.writer.Lock()
-	defer d.writer.Unlock()
+	defer d.enter()()
 	for run := 1; ; run++ {
 		err := d.update(fn)
 		if !errors.Is(err, ErrReverted) || opts == nil || !opts.Rerun || run == maxRerun || d.fail() != nil {
@@ -56,7 +58,7 @@ func (d *Dir) update(fn func(*Tx) error) error {
 		return ErrReadOnly
 	}
 	tx := d.begin()
-	defer func() { d.outbuf = tx.out.buf[:0] }()
+	defer func() { d.out = output{buf: tx.out.buf[:0], runs: tx.out.runs[:0], batch: tx.out.batch[:0]} }()
 	err := fn(tx)
 	if err == nil {
 		err = tx.failed
@@ -76,8 +78,8 @@ func (d *Dir) update(fn func(*Tx) error) error {
 func (d *Dir) begin() *Tx {
 	st := d.st.Load()
 	tx := &Tx{d: d, st: st, gen: st.highest + 1, oldest: d.oldestReader(), overlay: make(map[string]*blob), blobs: st.root.blobs,
-		now: time.Now().UTC().Truncate(time.Second)}
-	tx.out.buf = d.outbuf
+		now: d.now()}
+	tx.out = d.out
 	tx.wprof = st.prof
 	tx.wprof.gen = tx.gen
 	tx.prof = &tx.wprof
@@ -141,13 +143,15 @@ func (tx *Tx) write(off int64, p []byte) error {
 func (tx *Tx) room(off int64, n, extra int) ([]byte, error) {
 	o := &tx.out
 	padded := int(roundUp(int64(n)))
-	if len(o.buf) > 0 && (off != o.off+int64(len(o.buf)) || len(o.buf)+padded > maxWrite) {
+	if len(o.buf) > 0 && len(o.buf)+padded > maxWrite {
 		if err := tx.flush(); err != nil {
 			return nil, err
 		}
 	}
-	if len(o.buf) == 0 {
-		o.off = off
+	if last := len(o.runs) - 1; last >= 0 && o.runs[last].off+o.runs[last].length == off {
+		o.runs[last].length += int64(padded)
+	} else {
+		o.runs = append(o.runs, run{off, int64(padded)})
 	}
 	start := len(o.buf)
 	o.buf = slices.Grow(o.buf, padded+extra)[:start+padded]
@@ -157,23 +161,33 @@ func (tx *Tx) room(off int64, n, extra int) ([]byte, error) {
 
 var zeroBlock [BlockSize]byte
 
-// flush writes what is queued.
-func (tx *Tx) flush() error {
+// flush writes what is queued, and then what else is to be written, which isn't
+// an extent.
+func (tx *Tx) flush(last ...image.Request) error {
 	o := &tx.out
-	if len(o.buf) == 0 {
+	if len(o.runs)+len(last) == 0 {
 		return nil
-	}
-	if reserved(o.off, int64(len(o.buf))) {
-		panic("internal error: a write to a reserved block")
 	}
 	if err := tx.start(); err != nil {
 		return err
 	}
-	if _, err := tx.d.dev.WriteAt(o.buf, o.off); err != nil {
+	batch, p := o.batch[:0], o.buf
+	for _, r := range o.runs {
+		if reserved(r.off, r.length) {
+			panic("internal error: a write to a reserved block")
+		}
+		batch = append(batch, image.Request{P: p[:r.length], Off: r.off})
+		p = p[r.length:]
+	}
+	batch = append(batch, last...)
+	if err := image.BatcherOf(tx.d.dev).WriteBatch(batch); err != nil {
 		return tx.d.poison(err)
 	}
-	o.written = append(o.written, reference{off: o.off, length: int64(len(o.buf)), crc: checksum(o.buf)})
-	o.buf = o.buf[:0]
+	for i, r := range o.runs {
+		o.written = append(o.written, reference{off: r.off, length: r.length, crc: checksum(batch[i].P)})
+	}
+	clear(batch)
+	o.buf, o.runs, o.batch = o.buf[:0], o.runs[:0], batch
 	return nil
 }
 
@@ -226,9 +240,9 @@ func (tx *Tx) referTo(off int64, raw []byte) reference {
 //  1. the roots are what this handle last saw, else nothing is written;
 //  2. content, nodes, and last the root are written, the root into the slot
 //     that isn't live;
-//  3. one Sync;
-//  4. the roots, and all that was written, are as they must be, else nothing
-//     is acknowledged.
+//  3. one Sync, and meanwhile
+//  4. the roots, and all that was written, are read: they are as they must be,
+//     else nothing is acknowledged.
 func (tx *Tx) commit() error {
 	changed, err := tx.fold()
 	if err != nil || !changed {
@@ -238,20 +252,10 @@ func (tx *Tx) commit() error {
 	if err != nil {
 		return err
 	}
-	if err := tx.flush(); err != nil {
-		return err
-	}
-	if err := tx.start(); err != nil {
-		return err
-	}
 	slot := make([]byte, maxRoot)
 	copy(slot, r.encode(tx.prof.keys.sum()))
-	d := tx.d
-	if _, err := d.dev.WriteAt(slot, rootSlots[r.slot]); err != nil {
-		return d.poison(err)
-	}
-	if err := d.dev.Sync(); err != nil {
-		return d.poison(err)
+	if err := tx.flush(image.Request{P: slot, Off: rootSlots[r.slot]}); err != nil {
+		return err
 	}
 	expect := tx.st.slots
 	expect[r.slot] = slotRead{raw: slot, root: r, read: true}
@@ -261,47 +265,84 @@ func (tx *Tx) commit() error {
 	st := &state{root: r, slots: expect, prof: tx.wprof, highest: r.gen, epoch: tx.st.epoch, status: tx.st.status}
 	free := tx.space.node
 	st.free = &free
-	d.st.Store(st)
+	tx.d.st.Store(st)
 	return nil
 }
 
-// confirm reads back the roots and everything else that was written. A revert
-// to a snapshot with these very roots, between two of our writes, shows only
-// in the extents. Reading comes from the page cache, and costs little.
+// readBack is how many bytes of what was written are read at once, and maxReads
+// in how many pieces.
+const (
+	readBack = 256 << 10
+	maxReads = 32
+)
+
+// confirm makes what was written durable, and reads back the roots and
+// everything else of it. A revert to a snapshot with these very roots, between
+// two of our writes, shows only in the extents. Reading comes from the page
+// cache, and costs little.
+//
+// The first reads needn't wait for the Sync. They tell whether a revert came
+// between two writes, and these are over. One that comes after the reads undoes
+// the commit as a whole, whether the caller has been told of it yet or not.
 func (tx *Tx) confirm(expect [2]slotRead) error {
-	same, err := sameSlots(tx.d.dev, expect)
-	if err != nil {
-		return tx.d.poison(err)
+	d, todo := tx.d, tx.out.written
+	var at int64 // of todo[0], what was read
+	var crc uint32
+	reads, roots := d.addReads(slotReads(), todo, at), 2
+	batcher := image.BatcherOf(d.dev)
+	if err := batcher.SyncBatch(reads); err != nil {
+		return d.poison(err)
 	}
-	if !same {
-		return tx.d.reverted("during the commit, which doesn't count")
-	}
-	for _, w := range tx.out.written {
-		crc, err := tx.d.sumOf(w.off, w.length)
-		if err != nil {
-			return tx.d.poison(err)
+	for {
+		if roots > 0 {
+			same, err := holdSlots(reads, expect)
+			if err != nil {
+				return d.poison(err)
+			}
+			if !same {
+				return d.reverted("during the commit, which doesn't count")
+			}
 		}
-		if crc != w.crc {
-			return tx.d.reverted("during the commit, which doesn't count")
+		for _, r := range reads[roots:] {
+			if r.Err != nil {
+				return d.poison(r.Err)
+			}
+			crc = crc32.Update(crc, castagnoli, r.P)
+			if at += int64(len(r.P)); at < todo[0].length {
+				continue
+			}
+			if crc != todo[0].crc {
+				return d.reverted("during the commit, which doesn't count")
+			}
+			todo, at, crc = todo[1:], 0, 0
 		}
+		if reads, roots = d.addReads(reads[:0], todo, at), 0; len(reads) == 0 {
+			return nil
+		}
+		_ = batcher.ReadBatch(reads) // the reads have the errors
 	}
-	return nil
 }
 
-// sumOf reads a run of bytes and returns its checksum.
-func (d *Dir) sumOf(off, n int64) (crc uint32, err error) {
-	if d.scratch == nil {
-		d.scratch = make([]byte, 64<<10)
+// addReads adds reads of what todo names, less the first at bytes of it, as far
+// as there is room.
+func (d *Dir) addReads(reads []image.Request, todo []reference, at int64) []image.Request {
+	room := -at
+	for i := 0; i < len(todo) && room < readBack; i++ {
+		room += todo[i].length
 	}
-	for n > 0 {
-		p := d.scratch[:min(n, int64(len(d.scratch)))]
-		if err := image.ReadFull(d.dev, p, off); err != nil {
-			return 0, err
+	room = min(room, readBack)
+	if int64(len(d.scratch)) < room {
+		d.scratch = make([]byte, max(room, 64<<10))
+	}
+	for used := int64(0); used < room && len(reads) < maxReads; {
+		n := min(todo[0].length-at, room-used)
+		reads = append(reads, image.Request{P: d.scratch[used : used+n], Off: todo[0].off + at})
+		used += n
+		if at += n; at == todo[0].length {
+			todo, at = todo[1:], 0
 		}
-		crc = crc32.Update(crc, castagnoli, p)
-		off, n = off+int64(len(p)), n-int64(len(p))
 	}
-	return crc, nil
+	return reads
 }
 
 // newRoot writes the directory and the free space, and returns the root.
@@ -312,7 +353,7 @@ func (tx *Tx) newRoot() (*root, error) {
 	if tx.maxSize != nil {
 		r.maxSize = *tx.maxSize
 	}
-	if err := random(r.commit[:]); err != nil {
+	if err := tx.d.random(r.commit[:]); err != nil {
 		return nil, err
 	}
 	if tx.keySlots != nil {
@@ -431,8 +472,7 @@ func (d *Dir) settle() error {
 // back. Callers that keep a store open call it when nothing has happened for
 // a while; Close does it too.
 func (d *Dir) Settle() error {
-	d.writer.Lock()
-	defer d.writer.Unlock()
+	defer d.enter()()
 	if err := d.fail(); err != nil {
 		return err
 	}

@@ -312,7 +312,8 @@ type revertPoint struct {
 
 // TestRevertUnderneath loads a snapshot between any two operations of a
 // commit: of an older generation, of the one that the commit builds on, and of
-// the middle of the commit itself.
+// the middle of the commit itself. Once the commit reads what it wrote after the
+// Sync, and once before it.
 func TestRevertUnderneath(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind string) {
 		base, start := populate(t, kind, rawStack)
@@ -322,17 +323,20 @@ func TestRevertUnderneath(t *testing.T) {
 				if testing.Short() && (first+second)%3 > 0 {
 					continue
 				}
-				revertDuring(t, kind, base, start, first, second, counts)
+				for _, early := range []bool{false, true} {
+					revertDuring(t, kind, early, base, start, first, second, counts)
+				}
 			}
 		}
 		t.Logf("outcomes: %v", counts)
 		require.Positive(t, counts["noticed"])
 		require.Positive(t, counts["acknowledged"])
 		require.Positive(t, counts["straddled"])
+		require.Positive(t, counts["undone"])
 	})
 }
 
-func revertDuring(t *testing.T, kind string, base *imagetest.CrashDevice, start content, first, second int, counts map[string]int) {
+func revertDuring(t *testing.T, kind string, early bool, base *imagetest.CrashDevice, start content, first, second int, counts map[string]int) {
 	one, two := actions(0)[first], actions(1)[second]
 	mid := start.with(one.model)
 	length := 0 // operations that the second commit does
@@ -341,7 +345,7 @@ func revertDuring(t *testing.T, kind string, base *imagetest.CrashDevice, start 
 			dev := base.Fork()
 			points := []revertPoint{{dev.Snapshot(), start}}
 			h := &hook{Device: dev}
-			d, err := blobdir.Open(h, openOptions(t, kind))
+			d, err := blobdir.Open(h.readsEarly(early), openOptions(t, kind))
 			require.NoError(t, err)
 			require.NoError(t, d.Update(one.tx, nil))
 			points = append(points, revertPoint{dev.Snapshot(), mid})
@@ -356,9 +360,26 @@ func revertDuring(t *testing.T, kind string, base *imagetest.CrashDevice, start 
 			}
 			err = d.Update(two.tx, nil)
 			length = max(length, h.n)
+			if early && err == nil && at == h.n-1 {
+				undone(t, kind, dev, d, points[min(from+2, 2)], counts)
+				continue
+			}
 			judge(t, kind, dev, err, points[min(from+2, 2)], mid.with(two.model), counts)
 		}
 	}
+}
+
+// undone looks at what is left when a revert came after a commit had read what
+// it wrote, and before its Sync: it undid the commit, as it would have later, and
+// the handle notices at the next one.
+func undone(t *testing.T, kind string, dev *imagetest.CrashDevice, d *blobdir.Dir, loaded revertPoint, counts map[string]int) {
+	counts["undone"]++
+	require.ErrorIs(t, put(d, "another", []byte("x")), blobdir.ErrReverted)
+	fresh, err := blobdir.Open(dev.Reopen(), openOptions(t, kind))
+	require.NoError(t, err)
+	got, err := contentOf(fresh)
+	require.NoError(t, err)
+	require.True(t, maps.Equal(got, loaded.c), "the whole commit is undone")
 }
 
 // judge looks at what is left after a revert in the middle of a commit.
@@ -412,6 +433,29 @@ func (h *hook) Sync() error {
 }
 
 func (h *hook) Unwrap() image.Device { return h.Device }
+
+// readsEarly returns a Device that reads before the Sync where it may.
+func (h *hook) readsEarly(yes bool) image.Device {
+	if yes {
+		return earlyHook{h}
+	}
+	return h
+}
+
+type earlyHook struct{ *hook }
+
+func (h earlyHook) ReadBatch(reads []image.Request) error {
+	return image.BatcherOf(h.Device).ReadBatch(reads)
+}
+
+func (h earlyHook) WriteBatch(writes []image.Request) error {
+	return image.BatcherOf(h.hook).WriteBatch(writes)
+}
+
+func (h earlyHook) SyncBatch(reads []image.Request) error {
+	_ = h.ReadBatch(reads) // the reads have the errors
+	return h.Sync()
+}
 
 // TestSnapshotAtEveryWrite takes a snapshot between any two operations of a
 // commit, and opens it.

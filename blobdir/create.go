@@ -31,6 +31,14 @@ type CreateOptions struct {
 
 	// Force formats a device that isn't blank.
 	Force bool
+
+	// Seed, unless it is empty, makes the store reproducible: with the
+	// same seed and Time, the same calls on the Dir that Create returns
+	// give the same bytes. Its identifiers come from the seed, which must
+	// be another one for other content: they tell generations apart. Only
+	// a plain store can be reproducible.
+	Seed []byte
+	Time time.Time // what the clock of such a Dir says
 }
 
 // Create makes a store on dev, which must be blank where the fixed structures
@@ -46,16 +54,20 @@ func Create(dev image.Device, opts *CreateOptions) (*Dir, error) {
 	if o.MaxSize < 0 || o.MaxSize > 0 && o.MaxSize < minStoreSize {
 		return nil, fmt.Errorf("%w: a store needs at least %d bytes", ErrInvalid, minStoreSize)
 	}
+	source, err := newSeeded(&o)
+	if err != nil {
+		return nil, err
+	}
 	if err := prepare(dev, o.Force); err != nil {
 		return nil, err
 	}
+	d := &Dir{dev: dev, readers: make(map[int64]int), opts: Options{Key: o.Key}, seeded: source}
 	if o.UUID == ([16]byte{}) {
-		if err := random(o.UUID[:]); err != nil {
+		if err := d.random(o.UUID[:]); err != nil {
 			return nil, err
 		}
 		o.UUID[6], o.UUID[8] = o.UUID[6]&0x0f|0x40, o.UUID[8]&0x3f|0x80 // RFC 9562, version 4
 	}
-	d := &Dir{dev: dev, readers: make(map[int64]int), opts: Options{Key: o.Key}}
 	if err := d.format(&o); err != nil {
 		return nil, err
 	}
@@ -151,20 +163,17 @@ func (d *Dir) format(o *CreateOptions) error {
 // firstRoot writes an empty directory and the root of generation 1.
 func (d *Dir) firstRoot(st *state, slots []byte) error {
 	tx := d.begin()
-	tx.started, tx.keySlots, tx.now = true, slots, time.Now().UTC()
+	tx.started, tx.keySlots, tx.now = true, slots, d.now()
 	tx.dir = tree{kind: directoryTree, pg: tx, root: kid{dirty: &node{kind: directoryTree, size: nodeOverhead}}}
 	r, err := tx.newRoot()
 	if err != nil {
 		return err
 	}
 	r.slot, r.parent, r.parentGen = 0, nil, 0
-	if err := tx.flush(); err != nil {
-		return err
-	}
 	p := make([]byte, maxRoot)
 	copy(p, bytes.Clone(r.encode(d.keys.sum())))
-	if _, err := d.dev.WriteAt(p, rootSlots[0]); err != nil {
-		return d.poison(err)
+	if err := tx.flush(image.Request{P: p, Off: rootSlots[0]}); err != nil {
+		return err
 	}
 	if err := d.dev.Sync(); err != nil {
 		return d.poison(err)

@@ -22,6 +22,7 @@ const (
 	labelRoot    = "nvstore v1 root"
 	labelSettled = "nvstore v1 settled"
 	labelNode    = "nvstore v1 node"
+	labelLive    = "nvstore v1 live"
 	labelName    = "nvstore v1 name"
 )
 

@@ -33,6 +33,13 @@ type Options struct {
 
 	// NoGrow keeps the image at its size.
 	NoGrow bool
+
+	// Gate, if not nil, is passed before anything is written, and left
+	// when all of it is: a commit, a settled record, what reading anew
+	// after a revert writes. Who takes or loads a snapshot of the image
+	// closes it meanwhile, so that no snapshot cuts through a commit.
+	// Nothing depends on it.
+	Gate func() (leave func())
 }
 
 // A Dir is an open store. It may be used by many goroutines: any number of
@@ -42,8 +49,10 @@ type Dir struct {
 	opts Options
 	keys *keys // set once by the first load
 
+	seeded *seeded // nil unless the bytes are to be the same each time
+
 	writer  sync.Mutex // serialises updates, settling and reloading; guards the next four
-	outbuf  []byte
+	out     output     // the next transaction's, empty
 	nodebuf [maxNode]byte
 	scratch []byte
 	prints  map[int64]fingerprint
@@ -98,6 +107,23 @@ type Info struct {
 	MaxSize    int64 // bytes it may grow to; 0 is no limit
 	Settled    bool
 	Status     Status
+}
+
+// enter takes the writer's lock, and passes the gate.
+func (d *Dir) enter() (leave func()) {
+	d.writer.Lock()
+	outside := d.gate()
+	return func() {
+		outside()
+		d.writer.Unlock()
+	}
+}
+
+func (d *Dir) gate() (leave func()) {
+	if d.opts.Gate == nil || d.opts.ReadOnly {
+		return func() {}
+	}
+	return d.opts.Gate()
 }
 
 // fail returns why the handle can't be used, or nil.
@@ -156,6 +182,7 @@ func (d *Dir) wasReverted(st *state) bool {
 		return d.st.Load().epoch != st.epoch
 	}
 	if alone {
+		defer d.gate()()
 		_ = d.reverted("while it was read")
 	}
 	return true
@@ -192,8 +219,7 @@ func (d *Dir) oldestReader() int64 {
 // Close writes the settled record if there is something to settle, and
 // closes the device. The store is intact without it.
 func (d *Dir) Close() error {
-	d.writer.Lock()
-	defer d.writer.Unlock()
+	defer d.enter()()
 	d.mu.Lock()
 	if d.closed {
 		d.mu.Unlock()

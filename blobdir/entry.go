@@ -26,7 +26,13 @@ type Entry struct {
 	Modified   time.Time
 	Generation int64 // generation of the store that changed it last
 	Meta
-	Live bool // a live extent: an emulator has it open directly
+
+	// Live tells a live extent: content in one plain piece that an emulator
+	// may have open directly. It lies at Offset (bytes, a multiple of
+	// 4096) on the device. While it is Attached its content isn't
+	// verified, and only Peek reads it.
+	Live, Attached bool
+	Offset         int64
 }
 
 // An entry is an Entry with its references (FORMAT.md, section 9).
@@ -39,14 +45,6 @@ type entry struct {
 	box      *sealBox // of sealed metadata
 	ct       []byte
 	extra    []extension
-}
-
-// A liveExtent is plain, contiguous content whose checksum is void while it
-// is attached. Version 1 keeps and checks such entries, but makes none.
-type liveExtent struct {
-	off, length, gen int64
-	attached         bool
-	crc              []byte // 4 bytes, or none while attached
 }
 
 // A profile tells how a store's entries are encoded.
@@ -138,6 +136,9 @@ func (e *entry) appendContent(b []byte) []byte {
 			b = appendBool(b, e.live.attached)
 			if e.live.crc != nil {
 				b = appendOctets(b, e.live.crc)
+			}
+			if e.live.mac != nil {
+				b = appendBytes(b, ctxP(0), e.live.mac)
 			}
 			return b
 		})
@@ -236,7 +237,7 @@ func (d *decoder) content(in *cryptobyte.String, e *entry, p *profile) {
 		r := d.reference(in, ctxC(2), "entry.chunkMap", maxNode, e.Generation, p.sealed)
 		e.chunkMap = &r
 	case in.PeekASN1Tag(cbasn1.Tag(ctxC(3))):
-		d.liveExtent(in, e)
+		d.liveExtent(in, e, p)
 	default:
 		d.fail(at, "R1", "entry.content", nil, "chunks, a chunk map or a live extent")
 	}
@@ -249,22 +250,31 @@ func (c *chunkRef) fits(e *Entry, last int64) bool {
 	return c.index > last && start < e.Size && c.length <= min(int64(e.ChunkSize), e.Size-start)
 }
 
-func (d *decoder) liveExtent(s *cryptobyte.String, e *entry) {
+func (d *decoder) liveExtent(s *cryptobyte.String, e *entry, p *profile) {
 	at := *s
 	in := d.seq(s, ctxC(3), "entry.live")
 	l := new(liveExtent)
 	l.off = d.int(&in, "live.offset", 0, maxOffset)
-	l.length = d.int(&in, "live.length", 1, maxBlobSize)
+	l.length = d.int(&in, "live.length", 1, maxLive)
 	l.gen = d.int(&in, "live.generation", 1, e.Generation)
 	l.attached = d.bool(&in, "live.attached")
-	if d.err == nil && !in.Empty() {
+	if d.err == nil && in.PeekASN1Tag(cbasn1.OCTET_STRING) {
 		l.crc = d.octets(&in, byte(cbasn1.OCTET_STRING), "live.crc32c", 4, 4)
 	}
-	d.end(in, "live")
-	if d.err == nil && (l.off%BlockSize != 0 || reserved(l.off, roundUp(l.length)) || l.length != e.Size || l.attached == (l.crc != nil)) {
-		d.fail(at, "R49", "entry.live", l.off, "an aligned extent of the blob's size, with a checksum unless attached")
+	if d.err == nil && in.PeekASN1Tag(cbasn1.Tag(ctxP(0))) {
+		l.mac = d.octets(&in, ctxP(0), "live.mac", 32, 32)
 	}
-	e.live, e.Live = l, true
+	d.end(in, "live")
+	switch {
+	case d.err != nil:
+	case l.off%BlockSize != 0 || reserved(l.off, l.blocks()) || l.length != e.Size:
+		d.fail(at, "R49", "entry.live", l.off, "an aligned extent of the blob's size outside the reserved blocks")
+	case l.attached == (l.crc != nil) || (l.mac != nil) != (p.sealed && !l.attached):
+		d.fail(at, "R49", "entry.live", l.off, "a checksum, and in a sealed store a MAC, unless it is attached")
+	case l.attached && l.gen == e.Generation:
+		d.fail(at, "R49", "entry.live", l.gen, "an extent that was durable before it was attached")
+	}
+	e.live, e.Live, e.Attached, e.Offset = l, true, l.attached, l.off
 }
 
 // openMeta decrypts the sealed metadata. What it holds passed checkMeta when

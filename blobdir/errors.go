@@ -40,6 +40,9 @@ var (
 	ErrExist = errors.New("exists already")
 	// ErrInvalid: a name, attribute or size outside the limits.
 	ErrInvalid = errors.New("invalid argument")
+	// ErrAttached: the blob is a live extent that an emulator may have
+	// open: its content isn't to be read, changed or removed before Detach.
+	ErrAttached = errors.New("is attached: an emulator may have it open")
 	// ErrReverted: the image isn't as this handle last left it: a snapshot
 	// was loaded underneath, or another writer came. Nothing of the
 	// transaction counts; the store was read anew.

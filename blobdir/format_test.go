@@ -273,7 +273,7 @@ func TestFormatNumbers(t *testing.T) {
 		require.Equal(t, got, n, m[1])
 		compared++
 	}
-	require.Equal(t, 19, compared)
+	require.Equal(t, 20, compared)
 	// Every limit of the code is in the table.
 	for _, m := range regexp.MustCompile(`(?m)^\t((?:max|min)\w+) +=`).FindAllStringSubmatch(src, -1) {
 		if m[1] != "maxCheckItems" {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"slices"
 	"testing"
@@ -71,8 +72,12 @@ func fuzzStore(t testing.TB, kind byte, blobs int) *Dir {
 				return err
 			}
 		}
+		if err := errors.Join(tx.CreateLive("live/off", 5000, nil), tx.CreateLive("live/on", 8192, nil)); err != nil {
+			return err
+		}
 		return tx.Put("mapped", bytes.Repeat([]byte("fuzz"), 6000), &Meta{ChunkSize: 4096})
 	}, nil))
+	require.NoError(t, d.Attach("live/on"))
 	for range 3 {
 		require.NoError(t, d.Update(func(tx *Tx) error { return tx.Put("mapped", bytes.Repeat([]byte{byte(tx.gen)}, 23000), nil) }, nil))
 	}
@@ -214,8 +219,6 @@ func FuzzEntry(f *testing.F) {
 			}
 		}
 	}
-	live := appendTLV(nil, ctxC(3), func(b []byte) []byte { return appendBool(appendInt(appendInt(appendInt(b, 4096), 4096), 1), true) })
-	f.Add(append([]byte{0x30, 0x10}, live...), byte(0))
 	f.Fuzz(func(t *testing.T, p []byte, kind byte) {
 		pr := flags(kind)
 		e, err := parseEntry(p, 0, pr)
@@ -227,6 +230,10 @@ func FuzzEntry(f *testing.F) {
 		require.Equal(t, p, e.append(nil, pr))
 		if !pr.sealNames {
 			require.NoError(t, CheckName(e.Name))
+		}
+		if l := e.live; l != nil {
+			require.True(t, l.length == e.Size && l.off%BlockSize == 0 && !reserved(l.off, l.length))
+			require.Equal(t, l.attached, l.crc == nil && l.mac == nil)
 		}
 		for i := range e.chunks {
 			require.LessOrEqual(t, e.chunks[i].index*int64(e.ChunkSize)+e.chunks[i].length, e.Size)
@@ -420,6 +427,9 @@ func use(t *testing.T, dev *ram, o *Options) {
 		}
 		return nil
 	})
+	for _, change := range []func(...string) error{d.Attach, d.Detach, d.Accept} {
+		_ = change()
+	}
 	d.Check(context.Background(), nil)
 	d.Info()
 	d.Regions(func(Region) error { return nil })

@@ -17,6 +17,7 @@ const (
 	maxAttrKey    = 64   // bytes of an attribute's key
 	maxAttrBytes  = 512  // bytes of all keys and values of a blob
 	maxBlobSize   = MaxBlobSize
+	maxLive       = 1 << 30 // bytes of a live extent: all of it is read to verify a part
 	minChunkSize  = 4096    // bytes; chunk sizes are powers of two
 	maxChunkSize  = 1 << 20 // bytes
 	maxInline     = 4       // chunks in the entry itself

@@ -33,9 +33,39 @@ func Open(dev image.Device, opts *Options) (*Dir, error) {
 
 // Reload reads the store anew, as when the image was reverted underneath.
 func (d *Dir) Reload() error {
-	d.writer.Lock()
-	defer d.writer.Unlock()
+	defer d.enter()()
 	return d.reload()
+}
+
+// Refresh reads the store anew if its roots aren't what this handle last saw,
+// and tells whether they were. A commit notices by itself that the image was
+// reverted; who calls Refresh, as when a machine resumes, lets readers know at
+// once. If what the roots lead to can't be read (ErrStraddled, ErrCorrupt), the
+// handle fails until a later Refresh finds what can, as after reverting once
+// more. After a failed write it fails for good, with ErrPoisoned.
+func (d *Dir) Refresh() (changed bool, err error) {
+	defer d.enter()()
+	switch err := d.fail(); {
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrPoisoned):
+		return false, err
+	case err == nil:
+		same, err := sameSlots(d.dev, d.st.Load().slots)
+		if same || err != nil {
+			return false, err
+		}
+	}
+	d.cache.clear()
+	err = d.reload()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.failed = nil
+		return true, nil
+	}
+	if d.failed == nil || !errors.Is(d.failed, ErrPoisoned) {
+		d.failed = fmt.Errorf("%w; reading it anew: %w", ErrReverted, err)
+	}
+	return true, d.failed
 }
 
 // reload finds the generation that counts. A writer makes an unsettled one
@@ -95,14 +125,7 @@ func (d *Dir) rewrite(st *state) error {
 		if r.Kind == RegionFree || r.gen != st.root.gen {
 			return nil
 		}
-		p := make([]byte, min(roundUp(r.Length), d.dev.Size()-r.Offset))
-		if err := image.ReadFull(d.dev, p, r.Offset); err != nil {
-			return err
-		}
-		if _, err := d.dev.WriteAt(p, r.Offset); err != nil {
-			return d.poison(err)
-		}
-		return nil
+		return d.writeAgain(r.Offset, min(roundUp(r.Length), d.dev.Size()-r.Offset))
 	}}
 	if err := w.root(st.root); err != nil {
 		return err
@@ -112,6 +135,22 @@ func (d *Dir) rewrite(st *state) error {
 	}
 	if err := d.dev.Sync(); err != nil {
 		return d.poison(err)
+	}
+	return nil
+}
+
+// writeAgain writes what is there.
+func (d *Dir) writeAgain(off, n int64) error {
+	buf := make([]byte, min(n, maxChunkSize))
+	for end := off + n; off < end; {
+		p := buf[:min(int64(len(buf)), end-off)]
+		if err := image.ReadFull(d.dev, p, off); err != nil {
+			return err
+		}
+		if _, err := d.dev.WriteAt(p, off); err != nil {
+			return d.poison(err)
+		}
+		off += int64(len(p))
 	}
 	return nil
 }

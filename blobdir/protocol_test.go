@@ -3,6 +3,7 @@ package blobdir_test
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -575,4 +576,97 @@ func TestDeleteAll(t *testing.T) {
 		requireClean(t, d)
 		require.Equal(t, size, dev.Size(), "what was freed bit by bit is whole again")
 	})
+}
+
+// batches keeps what is asked for together, and counts what is asked for alone.
+type batches struct {
+	image.Device
+	alone                int
+	reads, writes, syncs [][]image.Request
+}
+
+func (b *batches) ReadAt(p []byte, off int64) (int, error) {
+	b.alone++
+	return b.Device.ReadAt(p, off)
+}
+
+func (b *batches) WriteAt(p []byte, off int64) (int, error) {
+	b.alone++
+	return b.Device.WriteAt(p, off)
+}
+
+func (b *batches) Sync() error {
+	b.alone++
+	return b.Device.Sync()
+}
+
+func (b *batches) ReadBatch(reads []image.Request) error {
+	b.reads = append(b.reads, slices.Clone(reads))
+	return image.BatcherOf(b.Device).ReadBatch(reads)
+}
+
+func (b *batches) WriteBatch(writes []image.Request) error {
+	b.writes = append(b.writes, slices.Clone(writes))
+	return image.BatcherOf(b.Device).WriteBatch(writes)
+}
+
+func (b *batches) SyncBatch(reads []image.Request) error {
+	b.syncs = append(b.syncs, slices.Clone(reads))
+	return image.BatcherOf(b.Device).SyncBatch(reads)
+}
+
+// A commit waits three times: for both slots, for all that it writes, the root
+// last, and for the Sync with the slots and all that it wrote read anew. A large
+// one waits for further writes and reads.
+func TestThreeWaits(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind string) {
+		b := &batches{Device: imagetest.NewCrash(16<<20, nil)}
+		d, err := blobdir.Create(b, createOptions(t, kind))
+		require.NoError(t, err)
+		for i, size := range []int{100, 6000, 6000, 200_000, 900_000, 3_000_000} {
+			b.alone, b.reads, b.writes, b.syncs = 0, nil, nil, nil
+			require.NoError(t, put(d, fmt.Sprint("blob", i), random(size)))
+			require.Zero(t, b.alone)
+			require.Len(t, b.syncs, 1)
+			require.NotEmpty(t, b.reads)
+			require.Equal(t, slotOffsets, offsets(b.reads[0]), "before")
+			require.Equal(t, slotOffsets, offsets(b.syncs[0])[:2], "after")
+			if size <= 200_000 {
+				require.Len(t, b.reads, 1)
+				require.Len(t, b.writes, 1)
+			}
+			wrote, read := map[int64]int{}, map[int64]int{}
+			for k, batch := range b.writes {
+				if k == len(b.writes)-1 {
+					root := batch[len(batch)-1]
+					require.Contains(t, slotOffsets, root.Off, "the root comes last")
+					require.Len(t, root.P, 512)
+					batch = batch[:len(batch)-1]
+				}
+				count(wrote, batch)
+			}
+			count(read, b.syncs[0][2:])
+			for _, batch := range b.reads[1:] {
+				count(read, batch)
+			}
+			require.Equal(t, wrote, read, "put %d", i)
+		}
+		require.NoError(t, d.Close())
+	})
+}
+
+func offsets(batch []image.Request) (list []int64) {
+	for _, r := range batch {
+		list = append(list, r.Off)
+	}
+	return list
+}
+
+// count counts how often each block is asked for.
+func count(blocks map[int64]int, batch []image.Request) {
+	for _, r := range batch {
+		for off := r.Off; off < r.Off+int64(len(r.P)); off += 4096 {
+			blocks[off]++
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package blobdir
 
 import (
+	"encoding/binary"
 	"hash/crc32"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -50,8 +51,10 @@ func (d *decoder) crc(s *cryptobyte.String) uint32 {
 	if len(p) != 4 {
 		return 0
 	}
-	return uint32(p[0])<<24 | uint32(p[1])<<16 | uint32(p[2])<<8 | uint32(p[3])
+	return crcValue(p)
 }
+
+func crcValue(p []byte) uint32 { return binary.BigEndian.Uint32(p) }
 
 // reference reads a node's reference. limit is the most bytes it may name;
 // gen the generation of the structure that holds it.

@@ -242,17 +242,29 @@ func readSlots(dev image.Device) (s [2]slotRead, err error) {
 	return s, nil
 }
 
+// slotReads are the reads of both slots.
+func slotReads() []image.Request {
+	p := make([]byte, 2*maxRoot)
+	return []image.Request{{P: p[:maxRoot], Off: rootSlots[0]}, {P: p[maxRoot:], Off: rootSlots[1]}}
+}
+
 // sameSlots tells whether the slots on the device hold the bytes that were
 // last seen there, damaged or not.
 func sameSlots(dev image.Device, last [2]slotRead) (bool, error) {
-	var p [maxRoot]byte
+	reads := slotReads()
+	_ = image.BatcherOf(dev).ReadBatch(reads) // the reads have the errors
+	return holdSlots(reads, last)
+}
+
+// holdSlots tells the same of slotReads that were carried out.
+func holdSlots(reads []image.Request, last [2]slotRead) (bool, error) {
 	for i, s := range last {
-		if err := image.ReadFull(dev, p[:], rootSlots[i]); err == io.ErrUnexpectedEOF {
+		if err := reads[i].Err; err == io.ErrUnexpectedEOF {
 			return false, nil
 		} else if err != nil {
 			return false, err
 		}
-		if !bytes.Equal(p[:], s.raw) {
+		if !bytes.Equal(reads[i].P, s.raw) {
 			return false, nil
 		}
 	}

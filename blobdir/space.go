@@ -1,6 +1,7 @@
 package blobdir
 
 import (
+	"cmp"
 	"errors"
 	"math"
 	"slices"
@@ -51,6 +52,9 @@ func (s *space) alloc(n, slack int64) (int64, error) {
 			return off, nil
 		}
 		more, rerr := s.refill(n, math.MaxInt)
+		if rerr == nil && !more {
+			more, rerr = s.gather(n)
+		}
 		if rerr != nil {
 			return 0, rerr
 		}
@@ -58,6 +62,59 @@ func (s *space) alloc(n, slack int64) (int64, error) {
 			return 0, err
 		}
 	}
+}
+
+// gather looks for n bytes in neighbours of which some are in the node and
+// some in the tree, and brings those into the node.
+func (s *space) gather(n int64) (bool, error) {
+	if s.tree.empty() {
+		return false, nil
+	}
+	var shelved []freeExtent
+	err := s.tree.ascend(intKey(0), func(_, item []byte) (bool, error) {
+		e, err := parseFreeItem(item)
+		if err == nil && s.usable(e.freed) {
+			shelved = append(shelved, e)
+		}
+		return true, err
+	})
+	if err != nil {
+		return false, err
+	}
+	all := slices.Clone(shelved)
+	for _, e := range s.node.extents {
+		if s.usable(e.freed) {
+			all = append(all, e)
+		}
+	}
+	slices.SortFunc(all, func(a, b freeExtent) int { return cmp.Compare(a.off, b.off) })
+	for first := 0; first < len(all); {
+		end := first + 1
+		for end < len(all) && all[end].off == all[end-1].end() {
+			end++
+		}
+		if all[end-1].end()-all[first].off >= n {
+			return true, s.unshelve(shelved, all[first].off, all[end-1].end())
+		}
+		first = end
+	}
+	return false, nil
+}
+
+// unshelve brings those of the tree's extents that lie in [off, end) into the
+// node, and joins them with what is there.
+func (s *space) unshelve(shelved []freeExtent, off, end int64) error {
+	for _, e := range shelved {
+		if e.off < off || e.end() > end {
+			continue
+		}
+		if _, err := s.tree.del(intKey(e.off)); err != nil {
+			return err
+		}
+		s.node.insert(e)
+	}
+	s.join()
+	return nil
 }
 
 // follow takes the n bytes behind the last allocation, if they are free, so

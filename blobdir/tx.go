@@ -19,6 +19,8 @@ type Tx struct {
 	dir  tree
 	done bool
 
+	intact map[int64]bool // offsets of live extents that were verified
+
 	// Of an update only:
 	wprof    profile
 	gen      int64
@@ -31,7 +33,8 @@ type Tx struct {
 	maxSize  *int64
 	out      output
 	started  bool
-	pending  int // bytes of chunks not yet sealed
+	pending  int  // bytes of chunks not yet sealed
+	again    bool // make a generation though nothing changes
 	failed   error
 }
 
@@ -201,7 +204,7 @@ func (tx *Tx) Create(name string, meta *Meta) error {
 	}
 	b := &blob{tx: tx, dirty: true}
 	b.Entry = Entry{Name: name, Created: tx.now, Modified: tx.now, Generation: tx.gen, Meta: m}
-	if err := random(b.ID[:]); err != nil {
+	if err := tx.d.random(b.ID[:]); err != nil {
 		return err
 	}
 	tx.overlay[string(tx.prof.keyOf(name))] = b
@@ -270,7 +273,7 @@ func (tx *Tx) hold(b *blob) { tx.overlay[string(tx.prof.keyOf(b.Name))] = b }
 
 // keep remembers an error after which the transaction can't commit.
 func (tx *Tx) keep(err error) error {
-	if err != nil && tx.failed == nil && !errors.Is(err, ErrInvalid) {
+	if err != nil && tx.failed == nil && !errors.Is(err, ErrInvalid) && !errors.Is(err, ErrAttached) {
 		tx.failed = err
 	}
 	return err
@@ -293,23 +296,23 @@ func (tx *Tx) SetMeta(name string, meta *Meta) error {
 	if m.Type == b.Type && m.Writer == b.Writer && m.ChunkSize == b.ChunkSize && slices.Equal(m.Attributes, b.Attributes) {
 		return nil
 	}
-	if err := b.notLive(); err != nil {
-		return err
-	}
 	tx.hold(b)
 	return tx.keep(b.setMeta(m))
 }
 
-// Delete removes a blob.
+// Delete removes a blob. A live extent that is attached stays, and the error
+// is ErrAttached: an emulator would go on writing to its blocks.
 func (tx *Tx) Delete(name string) error {
 	b, err := tx.existing(name, true)
 	if err != nil {
 		return err
 	}
-	if err := b.notLive(); err != nil {
+	if err := b.detached(); err != nil {
 		return err
 	}
-	if err := tx.keep(b.truncate(0)); err != nil {
+	if b.live != nil {
+		tx.release(b.live.off, b.live.blocks())
+	} else if err := tx.keep(b.truncate(0)); err != nil {
 		return err
 	}
 	tx.overlay[string(tx.prof.keyOf(name))] = nil
@@ -374,7 +377,7 @@ func (tx *Tx) WriteAt(name string, p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := b.notLive(); err != nil {
+	if err := b.detached(); err != nil {
 		return 0, err
 	}
 	if off < 0 || off > maxBlobSize-int64(len(p)) {
@@ -393,7 +396,7 @@ func (tx *Tx) Truncate(name string, size int64) error {
 	if err != nil {
 		return err
 	}
-	if err := b.notLive(); err != nil {
+	if err := b.detached(); err != nil {
 		return err
 	}
 	if size < 0 || size > maxBlobSize {
@@ -409,7 +412,7 @@ func (tx *Tx) Truncate(name string, size int64) error {
 // fold brings what was done to blobs into the directory, in order of their
 // keys, and tells whether anything changed.
 func (tx *Tx) fold() (changed bool, err error) {
-	changed = tx.keySlots != nil || tx.maxSize != nil
+	changed = tx.keySlots != nil || tx.maxSize != nil || tx.again
 	for _, key := range slices.Sorted(func(yield func(string) bool) {
 		for k := range tx.overlay {
 			if !yield(k) {
@@ -428,6 +431,11 @@ func (tx *Tx) fold() (changed bool, err error) {
 		}
 		if err := b.flush(); err != nil {
 			return false, err
+		}
+		if b.fresh {
+			if err := b.sumLive(); err != nil {
+				return false, err
+			}
 		}
 		if !b.dirty {
 			continue

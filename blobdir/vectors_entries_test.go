@@ -56,21 +56,7 @@ func entryVectors() (vs []vector) {
 	return vs
 }
 
-// live gives the empty entry a live extent.
-func (f *forgery) live(off, length, gen int64, attached byte, crc []byte) {
-	e := f.hollow()
-	e.at("size").setInt(4096)
-	l := derSeq(0xa3, derInt(off), derInt(length), derInt(gen), derBytes(1, []byte{attached}))
-	if crc != nil {
-		l.add(derBytes(4, crc))
-	}
-	e.kids[e.index("chunks")] = l
-}
-
-// spare is a block for a live extent.
-func (f *forgery) spare() int64 { return f.place(&extent{raw: make([]byte, 4096)}).off }
-
-// contentVectors: chunks and live extents.
+// contentVectors: chunks.
 func contentVectors() (vs []vector) {
 	add := func(rule, name, where, only string, fault func(f *forgery)) {
 		vs = append(vs, vector{name, rule, where, corrupt, only, fault})
@@ -97,24 +83,6 @@ func contentVectors() (vs []vector) {
 	add("R44", "in a map, behind the end", atCheck, "plain", func(f *forgery) { f.mapped().at("size").setInt(4096 * 5) })
 	add("R4", "in a map, younger than the entry", atRead, "", func(f *forgery) {
 		f.chunkMap().kids[0].el.at("items.0.generation").setInt(f.mapped().at("generation").int() + 1)
-	})
-
-	crc := []byte{1, 2, 3, 4}
-	live := func(name, only string, rule string, fault func(f *forgery)) {
-		add(rule, "live, "+name, atRead, only, fault)
-	}
-	live("misaligned", "", "R49", func(f *forgery) { f.live(f.spare()+512, 4096, 1, 0, crc) })
-	live("reserved block", "", "R49", func(f *forgery) { f.live(64<<10, 4096, 1, 0, crc) })
-	live("another size", "", "R49", func(f *forgery) { f.live(f.spare(), 4095, 1, 0, crc) })
-	live("attached with a checksum", "", "R49", func(f *forgery) { f.live(f.spare(), 4096, 1, 0xff, crc) })
-	live("detached without a checksum", "", "R49", func(f *forgery) { f.live(f.spare(), 4096, 1, 0, nil) })
-	live("checksum of 5 bytes", "", "R5", func(f *forgery) { f.live(f.spare(), 4096, 1, 0, append(crc, 5)) })
-	live("length 0", "", "R4", func(f *forgery) { f.live(f.spare(), 0, 1, 0, crc) })
-	live("too young", "", "R4", func(f *forgery) { f.live(f.spare(), 4096, 1<<40, 0, crc) })
-	live("an element more", "", "R1", func(f *forgery) {
-		e := f.hollow()
-		f.live(f.spare(), 4096, 1, 0, crc)
-		e.at("live").add(derBytes(5, nil))
 	})
 	return vs
 }
@@ -219,50 +187,6 @@ func keySlotVectors() (vs []vector) {
 	add("17 lanes", argon(19, 65536, 3, 17))
 	add("empty extension list", func(s *el) { slot(s).add(derSeq(0xa0, derSeq(0x30))) })
 	return vs
-}
-
-// Live extents are kept, listed and checked, and otherwise refused.
-func TestLiveExtentIsReserved(t *testing.T) {
-	eachKind(t, func(t *testing.T, kind string) {
-		for _, attached := range []byte{0, 0xff} {
-			f := takeApart(t, grown(t, base(t, kind)).img, rawKey)
-			var crc []byte
-			if attached == 0 {
-				crc = []byte{1, 2, 3, 4}
-			}
-			f.live(f.spare(), 4096, f.hollow().at("generation").int(), attached, crc)
-			d, err := blobdir.Open(&flat{f.reseal()}, openOptions(t, kind))
-			require.NoError(t, err)
-			requireClean(t, d)
-			refused := func(err error) {
-				require.ErrorIs(t, err, unsupported)
-				e := (*blobdir.Error)(nil)
-				require.ErrorAs(t, err, &e)
-				require.Equal(t, "R49", e.Rule)
-			}
-			require.NoError(t, d.View(func(tx *blobdir.Tx) error {
-				e, err := tx.Stat("empty")
-				require.NoError(t, err)
-				require.True(t, e.Live)
-				_, err = tx.Get("empty", 0)
-				refused(err)
-				return nil
-			}))
-			for _, change := range []func(tx *blobdir.Tx) error{
-				func(tx *blobdir.Tx) error { return tx.Put("empty", []byte("x"), nil) },
-				func(tx *blobdir.Tx) error { return tx.Delete("empty") },
-				func(tx *blobdir.Tx) error { return tx.Truncate("empty", 1) },
-				func(tx *blobdir.Tx) error { return tx.SetMeta("empty", &blobdir.Meta{Type: "x"}) },
-				func(tx *blobdir.Tx) error { _, err := tx.WriteAt("empty", []byte("x"), 0); return err },
-			} {
-				refused(d.Update(change, nil))
-			}
-			// A change beside it, and a new name, leave it as it is.
-			require.NoError(t, put(d, "net0/nvm", []byte("other")))
-			require.NoError(t, d.Update(func(tx *blobdir.Tx) error { return tx.Rename("empty", "flash") }, nil))
-			requireClean(t, d)
-		}
-	})
 }
 
 // Whatever is wrong with what is said to be free, a writer makes it anew, and

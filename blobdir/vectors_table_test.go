@@ -114,7 +114,7 @@ func encodings(es []*el) (ps [][]byte) {
 
 func allVectors() (vs []vector) {
 	for _, part := range []func() []vector{derVectors, typeVectors, rangeVectors, sizeVectors, textVectors, extensionVectors,
-		rootVectors, referenceVectors, macVectors, treeVectors, entryVectors, contentVectors, freeVectors, keySlotVectors} {
+		rootVectors, referenceVectors, macVectors, treeVectors, entryVectors, contentVectors, liveVectors, freeVectors, keySlotVectors} {
 		vs = append(vs, part()...)
 	}
 	return vs

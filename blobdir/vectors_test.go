@@ -185,7 +185,7 @@ func examine(img []byte, o *blobdir.Options) (fs []finding) {
 	}
 	for _, name := range append(names, "empty", "net0/nvm", "uefi/vars", "tpm/permanent") {
 		err := d.View(func(tx *blobdir.Tx) error {
-			if _, err := tx.Get(name, 1<<20); !errors.Is(err, blobdir.ErrNotFound) {
+			if _, err := tx.Get(name, 1<<20); !errors.Is(err, blobdir.ErrNotFound) && !errors.Is(err, blobdir.ErrAttached) {
 				return err
 			}
 			return nil

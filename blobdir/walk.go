@@ -57,6 +57,9 @@ type walker struct {
 
 	blobs int64
 	seen  map[[16]byte]string // blob IDs, if not nil
+
+	attached map[int64]string // offsets and names of the live extents that are, if not nil
+	void     map[int64]string // offsets of live extents whose content isn't checked
 }
 
 func (w *walker) failed(err error, blob string) error {
@@ -157,8 +160,21 @@ func (w *walker) entry(e *entry) error {
 		if l.off > w.d.dev.Size()-l.length {
 			return w.failed(corrupt(l.off, "R21", "entry", "live", l.off, "an extent inside the image"), name)
 		}
-		_, err := w.extent(reference{off: l.off, length: l.length, gen: l.gen}, RegionLive, name)
-		return err
+		in, err := w.extent(reference{off: l.off, length: l.length, gen: l.gen}, RegionLive, name)
+		if in && l.attached && w.attached != nil {
+			w.attached[l.off] = name
+		}
+		if !in || err != nil || !w.content {
+			return err
+		}
+		if _, ok := w.void[l.off]; ok || l.attached {
+			return nil
+		}
+		var k *keys
+		if w.open {
+			k = w.prof.keys
+		}
+		return w.failed(w.d.checkLive(e, k, name), name)
 	}
 	b := &blob{tx: &Tx{d: w.d, prof: w.prof}, entry: *e}
 	for i := range e.chunks {

@@ -30,7 +30,7 @@ type Blob struct {
 	s    *Store
 	name string
 
-	mu     sync.Mutex
+	mu     sync.RWMutex     // held for reading by reads that find all as it was
 	pages  map[int64][]byte // changed pages
 	size   int64
 	resize bool  // size differs from what is stored
@@ -71,11 +71,15 @@ func (b *Blob) refresh() error {
 	b.epoch = -1
 	return b.s.View(func(tx *Tx) error {
 		e, err := tx.Stat(b.name)
-		if err == nil {
-			b.reset(e.Size)
-			b.epoch = tx.Epoch()
+		if err != nil {
+			return err
 		}
-		return err
+		if e.Attached {
+			return fmt.Errorf("blob %q %w", b.name, ErrAttached)
+		}
+		b.reset(e.Size)
+		b.epoch = tx.Epoch()
+		return nil
 	})
 }
 
@@ -119,9 +123,9 @@ func (b *Blob) follow(op func() error) (err error) {
 		if err != errStale && !errors.Is(err, ErrReverted) {
 			return err
 		}
-		lost := len(b.pages) > 0 || b.resize
+		lost := b.dirty()
 		switch err = b.refresh(); {
-		case lost && (err == nil || errors.Is(err, ErrNotFound)):
+		case lost && (err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrAttached)):
 			return fmt.Errorf("%w: what was written to blob %q since its last Sync is gone", ErrReverted, b.name)
 		case err != nil && !errors.Is(err, ErrReverted):
 			return err
@@ -138,14 +142,14 @@ func (b *Blob) Name() string { return b.name }
 
 // Size returns the length in bytes, with changes that were not synced.
 func (b *Blob) Size() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.mu.RLock()
+	defer b.mu.RUnlock()
 	return b.size
 }
 
 // ReadAt reads as io.ReaderAt does, and sees what was written before.
 func (b *Blob) ReadAt(p []byte, off int64) (n int, err error) {
-	err = b.do(off, func() error {
+	op := func() error {
 		n = int(min(int64(len(p)), max(b.size-off, 0)))
 		if err := b.read(p[:n], off); err != nil {
 			return err
@@ -154,7 +158,19 @@ func (b *Blob) ReadAt(p []byte, off int64) (n int, err error) {
 			return io.EOF
 		}
 		return nil
-	})
+	}
+	b.mu.RLock()
+	if !b.closed && off >= 0 {
+		if err = b.s.View(b.current); err == nil {
+			err = op()
+		}
+	} else {
+		err = errStale
+	}
+	b.mu.RUnlock()
+	if err == errStale || errors.Is(err, ErrReverted) {
+		err = b.do(off, op) // which may change what the blob knows
+	}
 	if err != nil && err != io.EOF {
 		n = 0
 	}
@@ -269,39 +285,60 @@ func (b *Blob) Truncate(size int64) error {
 	})
 }
 
-// Sync commits what was written. When it returns nil, that is durable.
-func (b *Blob) Sync() error { return b.do(0, b.sync) }
+// Sync commits what was written. When it returns nil, that is durable. Blobs of
+// one store that are synced at the same time share a commit.
+func (b *Blob) Sync() error { return b.s.group.sync(b) }
 
 func (b *Blob) sync() error {
-	if len(b.pages) == 0 && !b.resize {
+	if !b.dirty() {
 		return nil
 	}
-	err := b.s.Update(func(tx *Tx) error {
-		if err := b.current(tx); err != nil {
-			return err
-		}
-		if e, err := tx.Stat(b.name); err != nil {
-			return err
-		} else if b.shrunk < e.Size {
-			if err := tx.Truncate(b.name, b.shrunk); err != nil {
-				return err
-			}
-		}
-		if err := tx.Truncate(b.name, b.size); err != nil {
-			return err
-		}
-		for _, i := range slices.Sorted(maps.Keys(b.pages)) {
-			page := b.pages[i]
-			n := min(pageSize, b.size-i*pageSize)
-			if _, err := tx.WriteAt(b.name, page[:n], i*pageSize); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := b.s.Update(b.apply)
 	if err == nil {
 		b.reset(b.size)
 	}
+	return err
+}
+
+func (b *Blob) dirty() bool { return len(b.pages) > 0 || b.resize }
+
+// apply puts what was written into a transaction.
+func (b *Blob) apply(tx *Tx) error {
+	if err := b.current(tx); err != nil {
+		return err
+	}
+	e, err := tx.Stat(b.name)
+	if err != nil {
+		return err
+	}
+	if b.shrunk < e.Size {
+		if err := b.cut(tx, e.Live); err != nil {
+			return err
+		}
+	}
+	if err := tx.Truncate(b.name, b.size); err != nil {
+		return err
+	}
+	for _, i := range slices.Sorted(maps.Keys(b.pages)) {
+		page := b.pages[i]
+		n := min(pageSize, b.size-i*pageSize)
+		if _, err := tx.WriteAt(b.name, page[:n], i*pageSize); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut drops what was cut off, which reads as zeros if the blob grew again. A
+// live extent has no less than a byte.
+func (b *Blob) cut(tx *Tx, live bool) error {
+	if !live || b.shrunk > 0 {
+		return tx.Truncate(b.name, b.shrunk)
+	}
+	if err := tx.Truncate(b.name, 1); err != nil {
+		return err
+	}
+	_, err := tx.WriteAt(b.name, []byte{0}, 0)
 	return err
 }
 

@@ -24,4 +24,12 @@
 // After a failed write or Sync every call returns ErrPoisoned: what the
 // medium holds is unknown. Open the store again; nothing that was
 // acknowledged is lost.
+//
+// # Live extents
+//
+// A device inside of an emulator that reads and writes a range of the image
+// itself has a blob as a live extent (Tx.CreateLive, Tx.SetLive): one plain
+// piece at Entry.Offset, of at most 1 GiB, never encrypted. Store.Attach marks
+// it as the device's before it opens it, and Store.Detach takes it back and
+// records its checksum. In between the promises above are for other blobs.
 package nvstore

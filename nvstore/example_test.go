@@ -10,6 +10,7 @@ import (
 	"nvstore.dev/blobdir"
 	"nvstore.dev/crypto/kdf"
 	"nvstore.dev/crypto/keyslot"
+	"nvstore.dev/image"
 	"nvstore.dev/nvstore"
 )
 
@@ -225,4 +226,43 @@ func ExampleStore_Blob() {
 	n, err := eeprom.ReadAt(p, 0xfa)
 	fmt.Printf("%q %v, %d bytes in all\n", p[:n], err, eeprom.Size())
 	// Output: "MAC\x00\x00\x00" <nil>, 256 bytes in all
+}
+
+// A live extent: a device that writes to its range of the image itself.
+func ExampleStore_Attach() {
+	s, done := temp()
+	defer done()
+	err := s.Update(func(tx *nvstore.Tx) error { return tx.CreateLive("spi/0/flash", 64<<10, nil) })
+	if err != nil {
+		log.Fatal(err)
+	}
+	// The machine starts.
+	if err := s.Attach("spi/0/flash"); err != nil {
+		log.Fatal(err)
+	}
+	e, err := s.Stat("spi/0/flash")
+	if err != nil {
+		log.Fatal(err)
+	}
+	flash, err := image.Window(s.Dir().Device(), e.Offset, e.Size)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if _, err := flash.WriteAt([]byte("by the machine"), 0x100); err != nil {
+		log.Fatal(err)
+	}
+	_, err = s.Get("spi/0/flash")
+	fmt.Println(err)
+	// It is off.
+	if err := s.Detach("spi/0/flash"); err != nil {
+		log.Fatal(err)
+	}
+	p, err := s.Get("spi/0/flash")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s\n", p[0x100:0x10e])
+	// Output:
+	// blob "spi/0/flash" is attached: an emulator may have it open
+	// by the machine
 }

@@ -357,3 +357,100 @@ func TestIdleSettles(t *testing.T) {
 	get(t, s, "x", []byte("one"))
 	require.NoError(t, s.Close())
 }
+
+// Refresh shows readers a revert before any commit comes, and brings a handle
+// back to life that met half of one.
+func TestRefresh(t *testing.T) {
+	eachReverter(t, -1, func(t *testing.T, r reverter) {
+		require.NoError(t, r.s.Put("a", fill(20000, "one"), nil))
+		b, err := r.s.Blob("a", nil)
+		require.NoError(t, err)
+		changed, err := r.s.Dir().Refresh()
+		require.NoError(t, err)
+		require.False(t, changed)
+		r.save()
+		require.NoError(t, r.s.Put("a", fill(20000, "two"), nil))
+		require.NoError(t, r.s.Put("b", nil, nil))
+		r.revert()
+		changed, err = r.s.Dir().Refresh()
+		require.NoError(t, err)
+		require.True(t, changed)
+		get(t, r.s, "a", fill(20000, "one"))
+		absent(t, r.s, "b")
+		p := make([]byte, 20000)
+		_, err = b.ReadAt(p, 0)
+		require.NoError(t, err)
+		require.Equal(t, fill(20000, "one"), p)
+		require.NoError(t, r.s.Put("c", nil, nil), "there is nothing left to notice")
+		changed, err = r.s.Dir().Refresh()
+		require.NoError(t, err)
+		require.False(t, changed)
+	})
+}
+
+func TestRefreshAfterHalfARevert(t *testing.T) {
+	d := imagetest.NewCrash(4<<20, nil)
+	s, err := nvstore.CreateDevice(d, &nvstore.CreateOptions{Idle: -1})
+	require.NoError(t, err)
+	require.NoError(t, s.Put("a", fill(20000, "one"), nil))
+	whole := d.Snapshot()
+	_, err = d.WriteAt(make([]byte, 1<<20), 0)
+	require.NoError(t, err)
+	changed, err := s.Dir().Refresh()
+	require.ErrorIs(t, err, nvstore.ErrReverted)
+	require.True(t, changed)
+	_, err = s.Get("a")
+	require.ErrorIs(t, err, nvstore.ErrReverted)
+	_, err = s.Dir().Refresh()
+	require.ErrorIs(t, err, nvstore.ErrReverted)
+	d.Revert(whole)
+	changed, err = s.Dir().Refresh()
+	require.NoError(t, err)
+	require.True(t, changed)
+	get(t, s, "a", fill(20000, "one"))
+	require.NoError(t, s.Put("b", nil, nil))
+	require.NoError(t, s.Close())
+	_, err = s.Dir().Refresh()
+	require.ErrorIs(t, err, nvstore.ErrClosed)
+}
+
+// While the gate is closed, nothing is written.
+func TestGate(t *testing.T) {
+	var gate sync.RWMutex
+	d := imagetest.NewCrash(4<<20, nil)
+	s, err := nvstore.CreateDevice(d, nil)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	var passed atomic.Int64
+	o := &nvstore.Options{Idle: time.Millisecond, Gate: func() func() {
+		gate.RLock()
+		passed.Add(1)
+		return gate.RUnlock
+	}}
+	again := imagetest.NewCrash(4<<20, nil)
+	again.Revert(d.Snapshot())
+	s, err = nvstore.OpenDevice(again, o)
+	require.NoError(t, err)
+	require.NoError(t, s.Put("a", []byte("x"), nil))
+	b, err := s.Blob("a", nil)
+	require.NoError(t, err)
+	_, err = b.WriteAt([]byte("y"), 0)
+	require.NoError(t, err)
+	gate.Lock()
+	writes := make(chan error, 3)
+	go func() { writes <- s.Put("b", []byte("x"), nil) }()
+	go func() { writes <- b.Sync() }()
+	go func() { writes <- s.Dir().Settle() }()
+	for range 100 {
+		get(t, s, "a", []byte("x")) // readers don't wait
+		time.Sleep(100 * time.Microsecond)
+	}
+	require.Empty(t, writes)
+	gate.Unlock()
+	for range 3 {
+		require.NoError(t, <-writes)
+	}
+	get(t, s, "a", []byte("y"))
+	require.NoError(t, s.Close())
+	require.GreaterOrEqual(t, passed.Load(), int64(5))
+}

@@ -3,6 +3,7 @@ package nvstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -11,6 +12,8 @@ import (
 	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/image"
 	"nvstore.dev/image/chain"
+	"nvstore.dev/image/qcow2"
+	"nvstore.dev/machine"
 )
 
 // What a store is made of. They are package blobdir's, under shorter names.
@@ -30,11 +33,26 @@ type (
 // Options say how a store is opened. The zero value, and nil, open for
 // reading and writing, without a key, an image that nvtool made.
 type Options struct {
-	// Format is "raw" or "qcow2". Without it, the file must begin as only
+	// Format is "raw", "qcow2" or "luks". Without it, the file must begin as only
 	// files of ours do. It says nothing of Pebble folders and stacks.
 	Format string
 
 	ReadOnly bool
+
+	// Place is where in the image Open looks for the store.
+	Place Place
+
+	// AllowExternal lets the files be opened that an image names, as an
+	// overlay its backing file (chain.Options).
+	AllowExternal bool
+
+	// Snapshot opens a qcow2 image as it was at this internal snapshot, an
+	// ID or a name, for reading.
+	Snapshot string
+
+	// Secret returns the passphrase of an encrypted layer below the store,
+	// as in chain.Options.
+	Secret func(name string) ([]byte, error)
 
 	// Key opens a sealed store; a plain one is then refused. Budget
 	// bounds what deriving it may cost; nil is package kdf's default.
@@ -54,11 +72,16 @@ type Options struct {
 	// that opening it after a crash is quick; 0 is two seconds, and less
 	// than 0 is never.
 	Idle time.Duration
+
+	// Gate is blobdir.Options's: what writers pass, and who takes or
+	// loads a snapshot of the image closes.
+	Gate func() (leave func())
 }
 
 // CreateOptions say how a new store is made.
 type CreateOptions struct {
-	// Format is "raw" or "qcow2"; the zero value is qcow2.
+	// Format is "raw" or "qcow2", and for an Existing image also "luks";
+	// the zero value is qcow2.
 	Format string
 
 	// Size is the image's size in bytes at first; 0 is 64 MiB. It takes
@@ -80,9 +103,17 @@ type CreateOptions struct {
 	// UUID names the store; zero is random.
 	UUID [16]byte
 
+	// Seed and Time make a plain store reproducible, as in
+	// blobdir.CreateOptions, while it is open.
+	Seed []byte
+	Time time.Time
+
 	// Existing makes the store on an image that is there already, which
 	// must be blank where the store's fixed structures go.
 	Existing bool
+
+	// Secret is as in Options, for an image that is there already.
+	Secret func(name string) ([]byte, error)
 
 	// Idle is as in Options.
 	Idle time.Duration
@@ -93,24 +124,34 @@ type Store struct {
 	dir      *blobdir.Dir
 	location string
 	idle     time.Duration
+	group    group
 
-	mu     sync.Mutex
-	timer  *time.Timer
-	closed bool
+	mu       sync.Mutex
+	timer    *time.Timer
+	settling sync.WaitGroup // a timer that is set, and what it has started
+	closed   bool
 }
 
 // Open opens the store at a location: a path, "pebble:DIR/MACHINE-UUID", or a
-// stack as in QEMU's notation, "driver=qcow2,file.driver=file,...".
+// stack as in QEMU's notation, "driver=qcow2,file.driver=file,...". A machine's
+// disk has it in its tail (Options.Place).
 func Open(location string, opts *Options) (*Store, error) {
 	var o Options
 	if opts != nil {
 		o = *opts
 	}
-	dev, err := chain.Open(location, &chain.Options{Format: o.Format, ReadOnly: o.ReadOnly || o.Keyless || o.Previous})
+	dev, err := chain.Open(location, &chain.Options{Format: o.Format, ReadOnly: o.ReadOnly || o.Keyless || o.Previous || o.Snapshot != "",
+		AllowExternal: o.AllowExternal, Snapshot: o.Snapshot, Secret: o.Secret})
 	if err != nil {
 		return nil, err
 	}
-	s, err := OpenDevice(dev, &o)
+	if o.Snapshot != "" {
+		o.ReadOnly = true
+		if _, ok := image.As[*qcow2.Image](dev); !ok {
+			return nil, errors.Join(fmt.Errorf("%s: a snapshot of what isn't a qcow2 image: %w", location, image.ErrUnsupported), dev.Close())
+		}
+	}
+	s, err := openPlace(dev, &o)
 	if err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
@@ -118,7 +159,15 @@ func Open(location string, opts *Options) (*Store, error) {
 	return s, nil
 }
 
-// OpenDevice opens the store on a device, which belongs to the store from
+func openPlace(dev image.Device, o *Options) (*Store, error) {
+	on, err := Locate(dev, o.Place)
+	if err != nil {
+		return nil, err
+	}
+	return OpenDevice(on, o)
+}
+
+// OpenDevice opens the store that begins at a device's first byte. It belongs to the store from
 // then on unless there is an error.
 func OpenDevice(dev image.Device, opts *Options) (*Store, error) {
 	var o Options
@@ -126,7 +175,7 @@ func OpenDevice(dev image.Device, opts *Options) (*Store, error) {
 		o = *opts
 	}
 	dir, err := blobdir.Open(dev, &blobdir.Options{ReadOnly: o.ReadOnly, Key: o.Key, Budget: o.Budget,
-		Keyless: o.Keyless, Previous: o.Previous, NoGrow: o.NoGrow})
+		Keyless: o.Keyless, Previous: o.Previous, NoGrow: o.NoGrow, Gate: o.Gate})
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +190,7 @@ func Create(location string, opts *CreateOptions) (*Store, error) {
 		o = *opts
 	}
 	if o.Existing {
-		dev, err := chain.Open(location, &chain.Options{Format: o.Format})
+		dev, err := chain.Open(location, &chain.Options{Format: o.Format, Secret: o.Secret})
 		if err != nil {
 			return nil, err
 		}
@@ -168,28 +217,35 @@ func Create(location string, opts *CreateOptions) (*Store, error) {
 }
 
 // CreateDevice makes a store on a device, which belongs to the store from
-// then on unless there is an error.
+// then on unless there is an error. A machine's disk has one in its tail already,
+// and is refused.
 func CreateDevice(dev image.Device, opts *CreateOptions) (*Store, error) {
 	var o CreateOptions
 	if opts != nil {
 		o = *opts
 	}
+	if _, err := machine.Open(dev); err == nil {
+		return nil, takenError{fmt.Errorf("the image is a machine's disk, whose guest would find the store on its disk: %w", image.ErrExist)}
+	}
 	dir, err := blobdir.Create(dev, &blobdir.CreateOptions{Key: o.Key, KDF: o.KDF, Label: o.KeyLabel,
-		SealNames: o.SealNames, MaxSize: o.MaxSize, UUID: o.UUID})
+		SealNames: o.SealNames, MaxSize: o.MaxSize, UUID: o.UUID, Seed: o.Seed, Time: o.Time})
 	if err != nil {
 		return nil, err
 	}
 	return &Store{dir: dir, idle: o.Idle}, nil
 }
 
-// Close settles the store and closes what it lies on.
+// Close settles the store and closes what it lies on. It waits for a settling
+// that is under way, so that nothing is done to the image, and no Gate is asked,
+// after it.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	if s.timer != nil {
-		s.timer.Stop()
+	if s.timer != nil && s.timer.Stop() {
+		s.settling.Done()
 	}
 	s.mu.Unlock()
+	s.settling.Wait()
 	return s.dir.Close()
 }
 
@@ -233,8 +289,15 @@ func (s *Store) settleSoon() {
 		return
 	}
 	if s.timer == nil {
-		s.timer = time.AfterFunc(idle, func() { _ = s.dir.Settle() })
+		s.settling.Add(1)
+		s.timer = time.AfterFunc(idle, func() {
+			defer s.settling.Done()
+			_ = s.dir.Settle()
+		})
 		return
+	}
+	if !s.timer.Stop() { // it has fired, and what waited may still run
+		s.settling.Add(1)
 	}
 	s.timer.Reset(idle)
 }
@@ -270,6 +333,25 @@ func (s *Store) Delete(names ...string) error {
 // Rename gives a blob another name, which must be free.
 func (s *Store) Rename(old, name string) error {
 	return s.Update(func(tx *Tx) error { return tx.Rename(old, name) })
+}
+
+// Attach marks live extents as open in an emulator, before it opens them; no
+// names are all. Until Detach the store doesn't read or change their content,
+// and Tx.Peek alone shows it. What was marked already stays so. Where the
+// store was changed underneath, the error is ErrReverted, and nothing is marked.
+func (s *Store) Attach(names ...string) error { return s.mark(s.dir.Attach, names) }
+
+// Detach records the checksums of live extents, after the emulator closed
+// them; no names are all that are attached. It makes what the emulator wrote
+// durable first, and is all that is needed after a crash of the machine, too.
+func (s *Store) Detach(names ...string) error { return s.mark(s.dir.Detach, names) }
+
+func (s *Store) mark(fn func(...string) error, names []string) error {
+	err := fn(names...)
+	if err == nil {
+		s.settleSoon()
+	}
+	return err
 }
 
 // Stat returns a blob's entry.
