@@ -57,6 +57,19 @@ type Format interface {
 
 	// Fields names the image's parts in ascending order of offset.
 	Fields(image []byte) ([]Field, error)
+
+	// Schema is the JSON Schema, of draft 2020-12, of a spec without
+	// comments. What Parse returns fits it. It is not all that Pack
+	// wants: lengths and checks across members are Pack's.
+	Schema() []byte
+}
+
+// An Adjuster is a Format in whose specs some members depend on others in ways
+// that Pack can't know of, such as free space that an edit may use up.
+type Adjuster interface {
+	// Adjust takes the spec that Parse made and the same with edits, and
+	// returns the latter with such members brought in line.
+	Adjust(before, after []byte) ([]byte, error)
 }
 
 // A Warning is something irregular that was let pass.

@@ -1,19 +1,31 @@
 // Package formats is the table of all formats of package vpd. To add one, add
-// its package, its fixtures, and a line here.
+// its package, its fixtures, and a line here. Where fields lie at fixed places,
+// package vpd/internal/table makes the format of a table.
 package formats
 
 import (
 	"slices"
 
 	"nvstore.dev/vpd"
+	"nvstore.dev/vpd/chassis"
+	"nvstore.dev/vpd/chrp"
 	"nvstore.dev/vpd/edid"
 	"nvstore.dev/vpd/fru"
 	"nvstore.dev/vpd/gvpd"
 	"nvstore.dev/vpd/hat"
+	"nvstore.dev/vpd/idprom"
 	"nvstore.dev/vpd/internal/spec"
+	"nvstore.dev/vpd/ipz"
+	"nvstore.dev/vpd/keyword"
+	"nvstore.dev/vpd/nic"
 	"nvstore.dev/vpd/pci"
 	"nvstore.dev/vpd/raw"
+	"nvstore.dev/vpd/sfp"
+	"nvstore.dev/vpd/smbios"
+	"nvstore.dev/vpd/spd"
 	"nvstore.dev/vpd/tlvinfo"
+	"nvstore.dev/vpd/ubootenv"
+	"nvstore.dev/vpd/uefi"
 )
 
 var table = []vpd.Format{
@@ -23,6 +35,17 @@ var table = []vpd.Format{
 	edid.Format(),
 	hat.Format(),
 	gvpd.Format(),
+	nic.Format(),
+	uefi.Format(),
+	chrp.Format(),
+	smbios.Format(),
+	ipz.Format(),
+	keyword.Format(),
+	spd.Format(),
+	sfp.Format(),
+	ubootenv.Format(),
+	chassis.Format(),
+	idprom.Format(),
 	raw.Format(),
 }
 

@@ -40,7 +40,8 @@ func TestTable(t *testing.T) {
 }
 
 // Every fixture NAME.FORMAT.jsonc packs without a warning, is good, is
-// detected as its format if as any, and survives the round trip.
+// detected as its format if as any (raw can be all), and survives the round
+// trip.
 func TestSpecFixtures(t *testing.T) {
 	paths, err := filepath.Glob(fixtures + "*.jsonc")
 	require.NoError(t, err)
@@ -55,7 +56,7 @@ func TestSpecFixtures(t *testing.T) {
 			require.NoError(t, err)
 			require.Empty(t, warnings)
 			require.Empty(t, f.Verify(image))
-			if d := formats.Detect(image); d != nil {
+			if d := formats.Detect(image); d != nil && f.Name() != "raw" {
 				require.Equal(t, f.Name(), d.Name())
 			}
 			spec, warnings, err := f.Parse(image)

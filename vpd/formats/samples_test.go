@@ -33,3 +33,24 @@ func TestSamples(t *testing.T) {
 		})
 	}
 }
+
+// No image in a format's folder of fixtures, good or bad, is detected as of
+// another format.
+func TestImagesAreNoOthers(t *testing.T) {
+	paths, err := filepath.Glob(fixtures + "*/*")
+	require.NoError(t, err)
+	n := 0
+	for _, path := range paths {
+		if ext := filepath.Ext(path); ext == ".md" || ext == ".jsonc" {
+			continue
+		}
+		image := read(t, path)
+		for _, f := range formats.All() {
+			if f.Detect(image) {
+				require.Equal(t, filepath.Base(filepath.Dir(path)), f.Name(), path)
+				n++
+			}
+		}
+	}
+	require.Greater(t, n, 30)
+}

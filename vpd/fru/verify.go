@@ -190,7 +190,7 @@ func (p *parts) info(a *area) {
 	} else {
 		p.to(last, name+".rest", check)
 	}
-	p.to(last+1, check, check)
+	p.add(1, check, spec.Byte(a.data[len(a.data)-1]), check)
 }
 
 func (p *parts) record(name string, r *record) {

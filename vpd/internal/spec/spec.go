@@ -44,7 +44,8 @@ type Member struct {
 }
 
 // Parse reads a spec, which may have comments and trailing commas, and checks
-// its "format".
+// its "format". A member "$schema", which tells editors where the format's
+// schema is, is dropped.
 func Parse(text []byte, format string) (Object, error) {
 	o, got, err := read(text)
 	if err != nil {
@@ -52,6 +53,12 @@ func Parse(text []byte, format string) (Object, error) {
 	}
 	if got != format {
 		return nil, Errorf("format", "%q, want %q", got, format)
+	}
+	if raw, ok := o.Get("$schema"); ok {
+		if _, err := String("$schema", raw); err != nil {
+			return nil, err
+		}
+		o = slices.DeleteFunc(o, func(m Member) bool { return m.Name == "$schema" })
 	}
 	return o, nil
 }
@@ -63,17 +70,7 @@ func Format(text []byte) (string, error) {
 }
 
 func read(text []byte) (o Object, format string, err error) {
-	if len(text) > MaxSize {
-		return nil, "", Errorf("", "%d bytes, want at most %d", len(text), MaxSize)
-	}
-	if depth(text) > maxDepth {
-		return nil, "", Errorf("", "nested more than %d deep", maxDepth)
-	}
-	std, err := hujson.Standardize(slices.Clone(text))
-	if err != nil {
-		return nil, "", Errorf("", "%s", strings.TrimPrefix(err.Error(), "hujson: "))
-	}
-	if o, err = ParseObject("", std); err != nil {
+	if o, err = Read(text); err != nil {
 		return nil, "", err
 	}
 	raw, ok := o.Get("format")
@@ -85,6 +82,22 @@ func read(text []byte) (o Object, format string, err error) {
 		return nil, "", err
 	}
 	return o, format, nil
+}
+
+// Read reads an object that may have comments and trailing commas, in bounded
+// depth. Its values are standard JSON.
+func Read(text []byte) (Object, error) {
+	if len(text) > MaxSize {
+		return nil, Errorf("", "%d bytes, want at most %d", len(text), MaxSize)
+	}
+	if depth(text) > maxDepth {
+		return nil, Errorf("", "nested more than %d deep", maxDepth)
+	}
+	std, err := hujson.Standardize(slices.Clone(text))
+	if err != nil {
+		return nil, Errorf("", "%s", strings.TrimPrefix(err.Error(), "hujson: "))
+	}
+	return ParseObject("", std)
 }
 
 // depth is the deepest nesting of brackets outside strings and comments. The

@@ -1,0 +1,15 @@
+package chrp
+
+import (
+	_ "embed"
+
+	"nvstore.dev/vpd/internal/schema"
+)
+
+//go:embed schema.json
+var ownSchema []byte
+
+// Schema describes a spec.
+func (format) Schema() []byte {
+	return schema.Complete(Name, "NVRAM of CHRP and PAPR machines", ownSchema)
+}

@@ -1,0 +1,15 @@
+package raw
+
+import (
+	_ "embed"
+
+	"nvstore.dev/vpd/internal/schema"
+)
+
+//go:embed schema.json
+var ownSchema []byte
+
+// Schema describes a spec.
+func (format) Schema() []byte {
+	return schema.Complete(Name, "Image of no particular format", ownSchema)
+}
