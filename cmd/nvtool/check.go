@@ -33,16 +33,20 @@ crash left allocated in the qcow2 image; that is all it does.
 Exit code 0: clean, though there may be warnings. 12: errors. 20: leaks only.`
 	ref.flags(c)
 	key.flags(c, "the ")
+	ref.snapshotFlag(c)
 	c.Flags().BoolVar(&repair, "repair-leaks", false, "first give back the clusters of a qcow2 image that nothing uses")
 	return c
 }
 
 func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags, repair bool) (err error) {
-	cred, err := key.credential(ctx, a, false)
+	if repair && ref.snapshot != "" {
+		return usagef("--repair-leaks changes the image: leave out --snapshot")
+	}
+	cred, done, err := a.keys(ctx, ref, key, false)
 	if err != nil {
 		return err
 	}
-	defer wipe(cred)
+	defer done()
 	dev, err := a.device(ref, !repair)
 	if err != nil {
 		return err
@@ -54,10 +58,12 @@ func (a *app) check(ctx context.Context, ref *imageRef, key *keyFlags, repair bo
 		}
 	}
 	rep := &nvstore.Report{Errors: []blobdir.Problem{}, Leaks: []blobdir.Problem{}, Warnings: []blobdir.Problem{}}
-	if err := checkBelow(ctx, dev, rep); err != nil {
-		return a.explain(ref, err)
+	if ref.snapshot == "" { // the qcow2 is checked as a whole
+		if err := checkBelow(ctx, dev, rep); err != nil {
+			return a.explain(ref, err)
+		}
 	}
-	broken := a.checkStore(ctx, dev, cred, rep)
+	broken := a.checkStore(ctx, dev, ref, cred, rep)
 	if broken != nil && !isDamage(broken) {
 		return a.explain(ref, broken)
 	}
@@ -82,7 +88,7 @@ func (a *app) repairLeaks(ctx context.Context, ref *imageRef, dev image.Device, 
 		return withHint(fmt.Errorf("repairing leaks of a %s image: %w", formatOf(dev), image.ErrUnsupported), "only qcow2 images have leaks that nvtool frees")
 	}
 	// An image without a store isn't ours to change.
-	if err := peek(dev, cred, func(*nvstore.Store) error { return nil }); err != nil {
+	if err := peek(dev, ref, cred, func(*nvstore.Store) error { return nil }); err != nil {
 		return err
 	}
 	res, err := im.RepairLeaks(ctx)
@@ -112,6 +118,9 @@ func checkBelow(ctx context.Context, dev image.Device, rep *nvstore.Report) erro
 	if err != nil {
 		return fmt.Errorf("checking the qcow2 image: %w", err)
 	}
+	if n := unencrypted(im, res); n > 0 {
+		rep.Warnings = append(rep.Warnings, blobdir.Problem{Code: "qcow2-unencrypted", Where: "qcow2", Message: plainClusters(n)})
+	}
 	for _, f := range res.Findings {
 		where := "qcow2"
 		if f.Where >= 0 {
@@ -129,8 +138,8 @@ func checkBelow(ctx context.Context, dev image.Device, rep *nvstore.Report) erro
 
 // checkStore adds what is wrong with the store. An error of a kind that
 // isDamage knows is in the report too.
-func (a *app) checkStore(ctx context.Context, dev image.Device, cred *keyslot.Credential, rep *nvstore.Report) error {
-	err := peek(dev, cred, func(s *nvstore.Store) error {
+func (a *app) checkStore(ctx context.Context, dev image.Device, ref *imageRef, cred *keyslot.Credential, rep *nvstore.Report) error {
+	err := peek(dev, ref, cred, func(s *nvstore.Store) error {
 		a.warnStatus(s)
 		bar := a.bar("check", 1)
 		defer bar.end()

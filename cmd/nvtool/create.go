@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -60,14 +61,11 @@ func (a *app) create(ctx context.Context, o *createOptions, args []string) error
 	if err != nil {
 		return err
 	}
-	cred, err := o.key.credential(ctx, a, true)
+	cred, done, err := a.newKey(ctx, &o.ref, &o.key, o.sealNames)
 	if err != nil {
 		return err
 	}
-	defer wipe(cred)
-	if o.sealNames && cred == nil {
-		return usagef("--seal-names needs a key")
-	}
+	defer done()
 	opts := &nvstore.CreateOptions{Format: o.ref.format, Size: int64(o.size), MaxSize: int64(o.max), ClusterSize: int(o.chunks),
 		Key: cred, KDF: params, KeyLabel: o.label, SealNames: o.sealNames, Existing: o.existing || o.ref.opts != "", Idle: -1}
 	if o.fixed {
@@ -79,13 +77,34 @@ func (a *app) create(ctx context.Context, o *createOptions, args []string) error
 		return err
 	}
 	o.ref.location = withMachine(o.ref.location)
-	s, err := nvstore.Create(o.ref.location, opts)
+	s, err := a.createStore(&o.ref, opts)
 	if err != nil {
 		return a.explain(&o.ref, existsHint(err))
 	}
 	err = a.created(s, &o.ref)
 	closing(s, &err)
 	return err
+}
+
+// createStore makes the store. What is there already is looked at before that:
+// whether it is encrypted, as a secret says.
+func (a *app) createStore(ref *imageRef, opts *nvstore.CreateOptions) (*nvstore.Store, error) {
+	if !opts.Existing {
+		if ref.secrets.given() {
+			return nil, withHint(usagef("a secret is for an encrypted image, which must be there already"),
+				"make one with nvtool luks format, and then the store on it with nvtool create --existing")
+		}
+		return nvstore.Create(ref.location, opts)
+	}
+	dev, err := a.device(ref, false)
+	if err != nil {
+		return nil, err
+	}
+	s, err := nvstore.CreateDevice(dev, opts)
+	if err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	return s, nil
 }
 
 // withMachine chooses a machine's UUID where a Pebble folder comes without

@@ -18,7 +18,17 @@ import (
 	"nvstore.dev/crypto/secret"
 	"nvstore.dev/image"
 	"nvstore.dev/image/chain"
+	"nvstore.dev/image/luks"
+	"nvstore.dev/image/nbd"
+	"nvstore.dev/internal/qmp"
+	"nvstore.dev/machine"
+	"nvstore.dev/machine/live"
+	"nvstore.dev/nvstore"
+	"nvstore.dev/tpmstate"
+	"nvstore.dev/tpmstate/swtpm"
+	"nvstore.dev/tpmstate/vbox"
 	"nvstore.dev/vpd"
+	"nvstore.dev/vpd/edit"
 )
 
 // Errors of nvtool's own, for the table below.
@@ -29,6 +39,7 @@ var (
 	errDamage  = errors.New("the check found damage")
 	errLeaks   = errors.New("the check found leaks, and no damage")
 	errVPD     = errors.New("not as its format asks")
+	errDiffer  = errors.New("two images differ")
 	errLost    = errors.New("the store isn't what was acknowledged")
 )
 
@@ -50,15 +61,15 @@ var kinds = []kind{
 		hint: "nvtool --help lists the verbs, and nvtool VERB --help shows what one takes"},
 	{code: 26, name: "lost", text: "torture --verify: the store isn't what was acknowledged", wraps: []error{errLost},
 		hint: "this is a bug in nvstore or a medium that lied about a flush; keep image and record"},
-	{code: 13, name: "locked", text: "another process holds the image", wraps: []error{image.ErrLocked},
+	{code: 13, name: "locked", text: "another process holds the image", wraps: []error{image.ErrLocked, live.ErrInUse, live.ErrWriters},
 		hint: "stop the machine or tool that has the image open, or reach it through QEMU's NBD export"},
-	{code: 21, name: "no-key", text: "the store is sealed, and no key was given", wraps: []error{errNoKey},
-		hint: "give --passphrase-file, --passphrase-fd, --key-file, or --passphrase to be asked"},
+	{code: 21, name: "no-key", text: "the store is sealed or the image encrypted, and no key was given", wraps: []error{errNoKey, swtpm.ErrNoKey, chain.ErrSecret},
+		hint: "give --passphrase-file, --passphrase-fd, --key-file, or --passphrase to be asked; for an encrypted image --secret-file or --secret-fd"},
 	{code: 16, name: "tampered", text: "somebody without the key changed the store", wraps: []error{blobdir.ErrTampered},
 		hint: "don't trust this image; compare it with a backup"},
-	{code: 11, name: "wrong-key", text: "no key slot opens with the key given", wraps: []error{blobdir.ErrKey, keyslot.ErrUnlock},
-		hint: "nvtool key ls IMAGE shows which kinds of key the store has"},
-	{code: 25, name: "plain", text: "a key was given, and the store isn't sealed", wraps: []error{blobdir.ErrPlain},
+	{code: 11, name: "wrong-key", text: "no key slot opens with the key given", wraps: []error{blobdir.ErrKey, swtpm.ErrKey, keyslot.ErrUnlock, luks.ErrPassphrase},
+		hint: "nvtool key ls IMAGE shows which kinds of key the store has, nvtool luks dump IMAGE the key slots of an encrypted image"},
+	{code: 25, name: "plain", text: "a key was given, and the store isn't sealed or the image not encrypted", wraps: []error{blobdir.ErrPlain, swtpm.ErrPlain, errUnencrypted, chain.ErrPlain},
 		hint: "if you trust that the image was never replaced, leave the key out"},
 	{code: 15, name: "reverted", text: "the image was reverted, or written by another, underneath; or a revert cut through a commit",
 		wraps: []error{blobdir.ErrReverted, blobdir.ErrStraddled},
@@ -73,22 +84,29 @@ var kinds = []kind{
 	{code: 22, name: "root-damaged", text: "the newest root is damaged; the generation before it can be read", is: hasRule("R71", ""),
 		hint: "nvtool get --previous and nvtool ls --previous read the generation before; put them into a new store"},
 	{code: 12, name: "corrupt", text: "damage: a checksum or a structure is wrong; or check found errors",
-		wraps: []error{errDamage, blobdir.ErrCorrupt, image.ErrCorrupt, keyslot.ErrFormat},
+		wraps: []error{errDamage, errTPM, swtpm.ErrFormat, vbox.ErrFormat, blobdir.ErrCorrupt, image.ErrCorrupt, keyslot.ErrFormat},
 		hint:  "nvtool check IMAGE lists what is damaged; nvtool get --previous reads the generation before"},
 	{code: 20, name: "leaks", text: "check found leaks (wasted space), and no damage", wraps: []error{errLeaks},
 		hint: "leaks are harmless, and usual after a crash; nvtool check --repair-leaks frees those of a qcow2"},
 	{code: 27, name: "vpd", text: "a VPD spec or image is wrong", wraps: []error{errVPD, vpd.ErrSpec, vpd.ErrImage}},
+	{code: 28, name: "differ", text: "vpd diff, tpm diff: the two differ", wraps: []error{errDiffer}},
+	{code: 30, name: "attached", text: "a live extent is attached: an emulator may have it open", wraps: []error{blobdir.ErrAttached},
+		hint: "when the machine is off, nvtool live detach IMAGE records what it wrote; nvtool get --unverified reads it as it is"},
+	{code: 29, name: "server", text: "an NBD server, or QEMU over QMP, refused, broke the protocol, took too long or went away",
+		wraps: []error{nbd.ErrRefused, nbd.ErrProtocol, nbd.ErrTLSRequired, nbd.ErrTimeout, nbd.ErrDisconnected, syscall.ECONNREFUSED,
+			qmp.ErrRefused, qmp.ErrProtocol, qmp.ErrBusy, qmp.ErrTimeout, qmp.ErrDisconnected, live.ErrServer},
+		hint: "check the URI, and that the server runs; nbdinfo --list URI shows what it exports"},
 	{code: 18, name: "unsupported", text: "the image needs, or the command asks, what this version or format lacks",
-		wraps: []error{blobdir.ErrUnsupported, image.ErrUnsupported, keyslot.ErrUnsupported, errors.ErrUnsupported}},
-	{code: 19, name: "format", text: "no store here, or the image's format isn't known", wraps: []error{blobdir.ErrFormat, image.ErrFormat},
+		wraps: []error{blobdir.ErrUnsupported, image.ErrUnsupported, keyslot.ErrUnsupported, chain.ErrExternal, live.ErrDevice, errors.ErrUnsupported}},
+	{code: 19, name: "format", text: "no store here, or the image's format isn't known", wraps: []error{blobdir.ErrFormat, image.ErrFormat, nvstore.ErrAmbiguous},
 		hint: "nvtool create makes a store; give the image's format with -f qcow2 or -f raw if it has one"},
 	{code: 17, name: "exists", text: "a blob, snapshot, image or file of that name is there already",
 		wraps: []error{blobdir.ErrExist, image.ErrExist, fs.ErrExist}},
-	{code: 10, name: "not-found", text: "no such blob, snapshot, key slot, machine or file",
-		wraps: []error{blobdir.ErrNotFound, image.ErrNotFound, keyslot.ErrNotFound, fs.ErrNotExist}},
+	{code: 10, name: "not-found", text: "no such blob, snapshot, key slot, machine, file or VPD field",
+		wraps: []error{blobdir.ErrNotFound, live.ErrNode, edit.ErrNotFound, image.ErrNotFound, keyslot.ErrNotFound, luks.ErrNoSlot, fs.ErrNotExist}},
 	{code: 3, name: "invalid", text: "a name, size, attribute, passphrase or number outside the limits",
-		wraps: []error{errInvalid, blobdir.ErrInvalid, chain.ErrLocation, keyslot.ErrArgument, keyslot.ErrFull, keyslot.ErrLast, kdf.ErrParams,
-			secret.ErrEmpty, secret.ErrTooLong, secret.ErrKeyFile, secret.ErrMismatch}},
+		wraps: []error{errInvalid, live.ErrOther, machine.ErrInvalid, machine.ErrShrink, tpmstate.ErrVersion, tpmstate.ErrTooLarge, swtpm.ErrKeyFormat, blobdir.ErrInvalid, chain.ErrLocation, nbd.ErrURI, nbd.ErrKey, keyslot.ErrArgument, keyslot.ErrFull, keyslot.ErrLast, kdf.ErrParams,
+			luks.ErrLastSlot, luks.ErrBudget, luks.ErrOther, secret.ErrEmpty, secret.ErrTooLong, secret.ErrKeyFile, secret.ErrMismatch}},
 	{code: 1, name: "failed", text: "anything else", is: func(error) bool { return true }},
 }
 
@@ -118,7 +136,7 @@ func hasRule(rule, want string) func(error) bool {
 
 // truncated tells whether something was looked for behind the image's end.
 func truncated(err error) bool {
-	if errors.Is(err, io.ErrUnexpectedEOF) {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, luks.ErrTruncated) {
 		return true
 	}
 	const inside = "inside the image"
@@ -185,7 +203,10 @@ func (a *app) report(err error) int {
 	if err == nil {
 		return 0
 	}
-	k := kindOf(err)
+	k := *kindOf(err)
+	if c := (*exitCoded)(nil); errors.As(err, &c) {
+		k.code = c.code
+	}
 	text := strings.ReplaceAll(err.Error(), "\n", "; ")
 	if k.name == "interrupted" {
 		text = "interrupted"

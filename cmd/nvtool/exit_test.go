@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"nvstore.dev/blobdir"
 	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/image"
+	"nvstore.dev/image/nbd"
 	"nvstore.dev/vpd"
 )
 
@@ -57,6 +59,8 @@ func TestExitCodes(t *testing.T) {
 		{io.ErrUnexpectedEOF, 24},
 		{blobdir.ErrPlain, 25},
 		{vpd.ErrSpec, 27},
+		{fmt.Errorf("%w: %w", nbd.ErrDisconnected, io.EOF), 29},
+		{nbd.ErrURI, 3},
 		{errors.Join(blobdir.ErrNotFound, nil), 10},
 	} {
 		require.Equal(t, c.want, kindOf(c.err).code, "%v", c.err)
@@ -79,8 +83,14 @@ func TestVerbs(t *testing.T) {
 	root := a.root()
 	walk(root)
 	for _, c := range root.Commands() {
-		if c.Name() != "exit-codes" {
-			require.FileExists(t, "testdata/script/"+c.Name()+".txtar")
+		if c.Name() == "img" { // as many verbs as the rest
+			for _, sub := range c.Commands() {
+				require.FileExists(t, "testdata/script/img-"+sub.Name()+".txtar")
+			}
+		} else if c.Name() != "exit-codes" {
+			found, err := filepath.Glob("testdata/script/" + c.Name() + "[._]*") // of a group, for some of its verbs
+			require.NoError(t, err)
+			require.NotEmpty(t, found, c.Name())
 		}
 		var out bytes.Buffer
 		require.Zero(t, run([]string{"help", c.Name()}, &out, &out), c.Name())

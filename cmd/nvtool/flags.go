@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"nvstore.dev/nvstore"
 )
 
 // A size is a number of bytes on the command line: 4096, 64k, 64M, 1GiB.
@@ -74,30 +76,63 @@ type imageRef struct {
 	opts     string
 	format   string
 	previous bool
+	secrets  *secretFlags // of encrypted layers
+
+	// Of an image with a store: where in it, and whether the files that it
+	// names may be opened.
+	tail     string
+	allow    bool
+	snapshot string
 
 	location string
 }
 
-func (r *imageRef) flags(c *cobra.Command) { r.register(c, "format") }
+// flags adds those of an image with a store.
+func (r *imageRef) flags(c *cobra.Command) {
+	r.register(c, "format")
+	r.allowFlag(c)
+	f := c.Flags()
+	f.StringVar(&r.tail, "tail", "", "whether the store lies in the tail of a machine's disk, `yes` or no; without it, that is found out if there is no doubt")
+	f.Lookup("tail").NoOptDefVal = "yes"
+}
+
+func (r *imageRef) allowFlag(c *cobra.Command) {
+	c.Flags().BoolVar(&r.allow, "allow-external", false, "open the backing and data files that the image names")
+}
+
+// place is where in the image the store is.
+func (r *imageRef) place() nvstore.Place {
+	return map[string]nvstore.Place{"yes": nvstore.Tail, "no": nvstore.Whole}[r.tail]
+}
 
 // register adds the flags; long is the name of the one for the format.
 func (r *imageRef) register(c *cobra.Command, long string) {
 	c.Flags().StringVar(&r.opts, "image-opts", "", "a stack in QEMU's notation, in place of IMAGE")
-	c.Flags().StringVarP(&r.format, long, "f", "", "the image's `FORMAT`, qcow2 or raw; without it only images that nvtool made are opened")
-	c.RegisterFlagCompletionFunc(long, cobra.FixedCompletions([]string{"qcow2", "raw"}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVarP(&r.format, long, "f", "", "the image's `FORMAT`, qcow2, raw or luks; without it only images that nvtool made are opened")
+	c.RegisterFlagCompletionFunc(long, cobra.FixedCompletions([]string{"qcow2", "raw", "luks"}, cobra.ShellCompDirectiveNoFileComp))
+	r.secrets = new(secretFlags)
+	r.secrets.flags(c)
 }
 
-// previousFlag adds --previous to a verb that reads.
+// previousFlag adds --previous, and --snapshot, to a verb that reads.
 func (r *imageRef) previousFlag(c *cobra.Command) {
 	c.Flags().BoolVar(&r.previous, "previous", false, "read the generation before the newest, for rescue")
+	r.snapshotFlag(c)
+}
+
+// snapshotFlag adds --snapshot to a verb that reads.
+func (r *imageRef) snapshotFlag(c *cobra.Command) {
+	c.Flags().StringVar(&r.snapshot, "snapshot", "", "read a qcow2 image as it was at internal snapshot `TAG`, an ID or a name")
 }
 
 // take splits the arguments into the image and between min and max others;
 // max < 0 is any number.
 func (r *imageRef) take(args []string, min, max int, want string) ([]string, error) {
 	switch {
-	case r.format != "" && r.format != "qcow2" && r.format != "raw":
-		return nil, usagef("format %q: qcow2 or raw", r.format)
+	case r.format != "" && r.format != "qcow2" && r.format != "raw" && r.format != "luks":
+		return nil, usagef("format %q: qcow2, raw or luks", r.format)
+	case r.tail != "" && r.tail != "yes" && r.tail != "no":
+		return nil, usagef("--tail=%s: yes or no", r.tail)
 	case r.opts != "" && r.format != "":
 		return nil, usagef("--image-opts says the format itself: leave out -f")
 	case r.opts != "":

@@ -27,6 +27,9 @@ func (a *app) infoCmd() *cobra.Command {
 			return err
 		}
 		d := describe(s, info, &ref)
+		if err := d.countLive(s); err != nil {
+			return a.explain(&ref, err)
+		}
 		if a.json {
 			return a.printJSON(d)
 		}
@@ -53,6 +56,8 @@ type description struct {
 	SealNames      bool             `json:"seal_names"`
 	KeySlots       []slotFacts      `json:"key_slots"`
 	Blobs          int64            `json:"blobs"`
+	Live           int64            `json:"live_extents"`
+	Attached       int64            `json:"attached"` // of the live extents
 	UsedBytes      int64            `json:"used_bytes"`
 	FreeBytes      int64            `json:"free_bytes"`
 	Settled        bool             `json:"settled"`
@@ -75,6 +80,24 @@ func describe(s *nvstore.Store, in *nvstore.Info, ref *imageRef) *description {
 		d.Snapshots, _ = sn.Snapshots().List() // of a stack that has none, nothing
 	}
 	return d
+}
+
+// countLive counts the live extents.
+func (d *description) countLive(s *nvstore.Store) error {
+	return s.View(func(tx *nvstore.Tx) error {
+		for e, err := range tx.List("") {
+			if err != nil {
+				return err
+			}
+			if e.Live {
+				d.Live++
+			}
+			if e.Attached {
+				d.Attached++
+			}
+		}
+		return nil
+	})
 }
 
 func (a *app) printInfo(d *description) error {
@@ -102,6 +125,7 @@ func (a *app) printInfo(d *description) error {
 		{"sealed", sealed},
 		{"key slots", fmt.Sprint(len(d.KeySlots))},
 		{"blobs", fmt.Sprint(d.Blobs)},
+		{"live extents", fmt.Sprintf("%d, %d of them attached", d.Live, d.Attached)},
 		{"used", roughSize(d.UsedBytes)},
 		{"free", roughSize(d.FreeBytes)},
 		{"settled", yes[d.Settled]},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +24,7 @@ without its key too, unless its names are sealed; attributes need the key.`
 	ref.flags(c)
 	ref.previousFlag(c)
 	key.flags(c, "the ")
-	c.Flags().BoolVarP(&long, "long", "l", false, "size, type, time, generation and writer too")
+	c.Flags().BoolVarP(&long, "long", "l", false, "size, type, time, generation and writer too, and whether live extents are attached")
 	return c
 }
 
@@ -76,7 +77,25 @@ func (a *app) listLong(list []nvstore.Entry) error {
 		rows[i] = []string{shownName(e), fmt.Sprint(e.Size), printable(e.Type), e.Modified.UTC().Format(time.RFC3339),
 			fmt.Sprint(e.Generation), printable(e.Writer)}
 	}
-	return a.printTable([]string{"name", "size", "type", "modified", "generation", "writer"}, rows)
+	header := []string{"name", "size", "type", "modified", "generation", "writer"}
+	if slices.ContainsFunc(list, func(e nvstore.Entry) bool { return e.Live }) {
+		header = append(header, "live")
+		for i := range list {
+			rows[i] = append(rows[i], liveState(&list[i]))
+		}
+	}
+	return a.printTable(header, rows)
+}
+
+// liveState is whose turn a live extent is.
+func liveState(e *nvstore.Entry) string {
+	switch {
+	case e.Attached:
+		return "attached"
+	case e.Live:
+		return "detached"
+	}
+	return ""
 }
 
 func shownName(e *nvstore.Entry) string {
@@ -99,12 +118,14 @@ type blobFacts struct {
 	ID         string            `json:"id"`
 	ChunkSize  int               `json:"chunk_size"`
 	Live       bool              `json:"live"`
+	Attached   bool              `json:"attached"`
+	Offset     int64             `json:"offset,omitempty"` // of a live extent
 }
 
 func entryFacts(e *nvstore.Entry) *blobFacts {
 	f := &blobFacts{Name: e.Name, Size: e.Size, Type: e.Type, Generation: e.Generation, Writer: e.Writer,
 		Created: e.Created.UTC(), Modified: e.Modified.UTC(), Attributes: make(map[string]string, len(e.Attributes)),
-		ID: uuidText(e.ID), ChunkSize: e.ChunkSize, Live: e.Live}
+		ID: uuidText(e.ID), ChunkSize: e.ChunkSize, Live: e.Live, Attached: e.Attached, Offset: e.Offset}
 	for _, at := range e.Attributes {
 		f.Attributes[at.Key] = at.Value
 	}

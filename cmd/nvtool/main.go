@@ -45,8 +45,9 @@ const about = `nvtool keeps what a virtual machine's devices remember (TPM state
 variables, EEPROMs, vital product data) as named blobs in one image:
 checksummed, encrypted if a key is given, and replaced atomically.
 
-IMAGE is a path, pebble:DIR[/MACHINE-UUID], or is left out where --image-opts
-gives a stack in QEMU's notation: driver=qcow2,file.driver=file,file.filename=...
+IMAGE is a path, pebble:DIR[/MACHINE-UUID], nbd+unix:///EXPORT?socket=PATH or
+nbd://HOST/EXPORT, or is left out where --image-opts gives a stack in QEMU's
+notation: driver=qcow2,file.driver=file,file.filename=...
 A key is a --passphrase-file, --passphrase-fd, --key-file, or a prompt.`
 
 const examples = `  nvtool create vm.qcow2 --passphrase-file pass
@@ -75,8 +76,15 @@ func (a *app) root() *cobra.Command {
 			a.snapshotCreateCmd(), a.snapshotLsCmd(), a.snapshotRevertCmd(), a.snapshotRmCmd()),
 		group("key", "List, add and remove the keys of a sealed store",
 			a.keyLsCmd(), a.keyAddCmd(), a.keyRmCmd()),
-		group("vpd", "Pack, unpack, show, verify and fix vital product data",
-			a.vpdPackCmd(), a.vpdUnpackCmd(), a.vpdInspectCmd(), a.vpdVerifyCmd(), a.vpdFixCmd()))
+		a.vmCmd(),
+		a.imgCmd(),
+		a.luksCmd(),
+		a.serveCmd(),
+		a.liveCmd(),
+		a.tpmCmd(),
+		group("vpd", "Pack, unpack, show, change, compare, verify and fix vital product data",
+			a.vpdPackCmd(), a.vpdUnpackCmd(), a.vpdInspectCmd(), a.vpdVerifyCmd(), a.vpdFixCmd(),
+			a.vpdGetCmd(), a.vpdSetCmd(), a.vpdDiffCmd(), a.vpdSchemaCmd(), a.vpdImportCmd(), a.vpdBuildCmd(), a.vpdTemplateCmd()))
 	return c
 }
 

@@ -6,11 +6,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,6 +52,20 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// builtNvtpm is the folder with the program that runs TPMs for nvtool.
+var builtNvtpm = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "nvtpm")
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.Command("go", "build", "-o", dir, "../nvtpm")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building nvtpm: %w: %s", err, out)
+	}
+	return dir, nil
+})
+
 func runScripts(t *testing.T, files []string, location, format string) {
 	testscript.Run(t, testscript.Params{Files: files, RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
@@ -59,8 +75,14 @@ func runScripts(t *testing.T, files []string, location, format string) {
 			if err != nil {
 				return err
 			}
+			nvtpm, err := builtNvtpm()
+			if err != nil {
+				return err
+			}
+			e.Setenv("PATH", nvtpm+string(filepath.ListSeparator)+e.Getenv("PATH"))
 			for name, content := range map[string][]byte{
 				"pass": []byte("correct horse\n"), "wrong": []byte("battery staple\n"), "new": []byte("a third one\n"),
+				"pass0": []byte("correct horse"), "other0": []byte("yet another"),
 				"key": bytes.Repeat([]byte{0x5a}, 32), "key2": []byte(strings.Repeat("a5", 32) + "\n"),
 				"tpm.bin": tpm,
 			} {
@@ -74,6 +96,7 @@ func runScripts(t *testing.T, files []string, location, format string) {
 			"exit": cmdExit, "create": cmdCreate, "digest": cmdDigest, "unchanged": cmdUnchanged, "poke": cmdPoke,
 			"flip": cmdFlip, "resize": cmdResize, "region": cmdRegion, "waitfor": cmdWaitfor, "random": cmdRandom,
 			"json": cmdJSON, "nofiles": cmdNofiles,
+			"both": cmdBoth, "disk": cmdDisk, "nothing": cmdNothing, "same": cmdSame, "sound": cmdSound, "samejson": cmdSameJSON,
 		}})
 }
 
@@ -158,8 +181,11 @@ func cmdFlip(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 }
 
-// resize FILE SIZE
+// resize FILE SIZE, which makes a FILE that is missing.
 func cmdResize(ts *testscript.TestScript, _ bool, args []string) {
+	if _, err := os.Stat(ts.MkAbs(args[0])); err != nil {
+		ts.Check(os.WriteFile(ts.MkAbs(args[0]), nil, 0o600))
+	}
 	ts.Check(os.Truncate(ts.MkAbs(args[0]), number(ts, args[1])))
 }
 

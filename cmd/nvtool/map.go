@@ -52,7 +52,16 @@ func (a *app) drawMap(ctx context.Context, ref *imageRef, key *keyFlags, output 
 	if err != nil {
 		return err
 	}
-	m := &imageMap{title: ref.location, info: info, regions: regions}
+	m := &imageMap{title: ref.location, info: info, regions: regions, live: make(map[int64]string)}
+	list, err := s.List("")
+	if err != nil {
+		return a.explain(ref, err)
+	}
+	for i := range list {
+		if e := &list[i]; e.Live {
+			m.live[e.Offset] = liveState(e)
+		}
+	}
 	m.measure()
 	switch {
 	case output != "":
@@ -77,24 +86,29 @@ type imageMap struct {
 	end     int64            // the first byte that was never used
 	blobs   []blobShare      // in order of the alphabet
 	index   map[string]int
+	live    map[int64]string // offset of each live extent, and its state
 }
 
 // A blobShare is a blob and the bytes it takes.
 type blobShare struct {
 	name  string
 	bytes int64
+	state string // of a live extent
 }
 
 func (m *imageMap) measure() {
-	bytes := make(map[string]int64)
+	bytes, states := make(map[string]int64), make(map[string]string)
 	for _, r := range m.regions {
 		m.end = max(m.end, r.Offset+blocks(r.Length))
 		if r.Blob != "" {
 			bytes[r.Blob] += blocks(r.Length)
 		}
+		if r.Kind == blobdir.RegionLive {
+			states[r.Blob] = ", live, " + m.live[r.Offset]
+		}
 	}
 	for name, n := range bytes {
-		m.blobs = append(m.blobs, blobShare{name, n})
+		m.blobs = append(m.blobs, blobShare{name, n, states[name]})
 	}
 	slices.SortFunc(m.blobs, func(a, b blobShare) int { return strings.Compare(a.name, b.name) })
 	m.index = make(map[string]int, len(m.blobs))
@@ -207,13 +221,14 @@ type mapRegion struct {
 	Length     int64  `json:"length"`
 	Kind       string `json:"kind"`
 	Blob       string `json:"blob,omitempty"`
+	State      string `json:"state,omitempty"` // of a live extent
 	Generation int64  `json:"generation"`
 }
 
 func (m *imageMap) facts() *mapFacts {
 	f := &mapFacts{m.info.Size, m.end, block, m.info.Generation, make([]mapRegion, len(m.regions))}
 	for i, r := range m.regions {
-		f.Regions[i] = mapRegion{r.Offset, r.Length, string(r.Kind), r.Blob, r.Generation}
+		f.Regions[i] = mapRegion{r.Offset, r.Length, string(r.Kind), r.Blob, m.live[r.Offset], r.Generation}
 	}
 	return f
 }
@@ -282,7 +297,7 @@ func (m *imageMap) legend(w io.Writer, cells []cell, colours bool) error {
 			fmt.Fprintf(w, "     and %d more\n", len(m.blobs)-i)
 			break
 		}
-		fmt.Fprintf(w, "  %s  %s (%s)\n", glyph(cell{class: classBlob, blob: i}, colours), printable(b.name), roughSize(b.bytes))
+		fmt.Fprintf(w, "  %s  %s (%s%s)\n", glyph(cell{class: classBlob, blob: i}, colours), printable(b.name), roughSize(b.bytes), b.state)
 	}
 	_, err := fmt.Fprintln(w)
 	return err

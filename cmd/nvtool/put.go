@@ -24,6 +24,9 @@ type putOptions struct {
 	writer    string
 	attrs     []string
 	chunkSize size
+	live      bool
+	plain     bool
+	size      size // of a live extent
 	changed   func(flag string) bool
 }
 
@@ -34,9 +37,14 @@ func (a *app) putCmd() *cobra.Command {
 	c.Long = `Store FILE, or standard input, as a blob, all of it or nothing. When nvtool
 ends well, the blob is durable. A blob that is there already keeps the type,
 writer and attributes that aren't given anew. Chunks that didn't change aren't
-written.`
+written.
+
+With --live the blob is a live extent: one plain piece of the image that an
+emulator opens directly (nvtool live args). It has a size of its own: that of
+FILE, or --size. It isn't encrypted, so a sealed store wants --plain, too.`
 	c.Example = `  nvtool put vm.qcow2 tpm/permanent tpm2-00.permall --type tpm2-permanent --writer "swtpm 0.7.1"
-  nvtool put vm.qcow2 net0/nvm - --attr mac=52:54:00:12:34:56 < nvm.bin`
+  nvtool put vm.qcow2 net0/nvm - --attr mac=52:54:00:12:34:56 < nvm.bin
+  nvtool put vm.qcow2 uefi/vars OVMF_VARS_4M.fd --live`
 	o.ref.flags(c)
 	o.key.flags(c, "the ")
 	f := c.Flags()
@@ -44,6 +52,9 @@ written.`
 	f.StringVar(&o.writer, "writer", "", "program and version that produced the bytes, at most 128 bytes")
 	f.StringArrayVar(&o.attrs, "attr", nil, "an attribute, `KEY=VALUE`; may be repeated; an empty value removes it")
 	f.Var(&o.chunkSize, "chunk-size", "bytes that are rewritten together, a power of two from 4k to 1M (default by size)")
+	f.BoolVar(&o.live, "live", false, "make it a live extent, which an emulator can open directly")
+	f.BoolVar(&o.plain, "plain", false, "with --live in a sealed store: the content may lie there in clear")
+	f.Var(&o.size, "size", "of a live extent, in bytes; what FILE doesn't fill is zeros (default that of FILE, or as it is)")
 	o.changed = f.Changed
 	return c
 }
@@ -80,10 +91,20 @@ func (a *app) put(ctx context.Context, o *putOptions, args []string) (err error)
 		return err
 	}
 	defer closing(s, &err)
+	if err := o.liveAllowed(s); err != nil {
+		return a.explain(&o.ref, err)
+	}
 	bar := a.bar(name, total)
 	defer bar.end()
 	p := &putter{ctx: ctx, o: o, name: name, in: in, total: total, bar: bar}
-	if err := s.Update(p.run); err != nil {
+	err = s.Update(p.run)
+	if size := p.wantsRoom(err); size > 0 {
+		// What is free may be in pieces.
+		if err = s.Dir().MakeRoom(size); err == nil {
+			err = s.Update(p.run)
+		}
+	}
+	if err != nil {
 		return a.explain(&o.ref, err)
 	}
 	return a.putDone(s, name)
@@ -134,10 +155,19 @@ type putter struct {
 	in    *os.File
 	total int64 // bytes expected; -1 if unknown
 	bar   *bar
+	size  int64 // of a live extent
 }
 
 func (p *putter) run(tx *nvstore.Tx) error {
 	in := bufio.NewReaderSize(contextReader{p.ctx, p.in}, putPiece)
+	switch e, err := tx.Stat(p.name); {
+	case err != nil && !errors.Is(err, blobdir.ErrNotFound):
+		return err
+	case p.o.live || e.Live:
+		return p.putLive(tx, in, &e)
+	case p.o.size != 0:
+		return invalidf("--size is for live extents; %s is none", printable(p.name))
+	}
 	if err := p.prepare(tx, in); err != nil {
 		return err
 	}

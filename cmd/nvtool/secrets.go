@@ -12,6 +12,7 @@ import (
 	"nvstore.dev/crypto/kdf"
 	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/crypto/secret"
+	"nvstore.dev/image/chain"
 )
 
 // keyFlags are the flags that name where a key comes from. Keys never come
@@ -31,6 +32,11 @@ func (k *keyFlags) flags(c *cobra.Command, what string) {
 	f.StringVar(&k.keyFile, p+"key-file", "", "`FILE` with "+what+"raw key: 32 bytes, or 64 hexadecimal digits")
 	f.BoolVar(&k.prompt, p+"passphrase", false, "ask for "+what+"passphrase on the terminal")
 	c.MarkFlagsMutuallyExclusive(p+"passphrase-file", p+"passphrase-fd", p+"key-file", p+"passphrase")
+}
+
+// given tells whether a flag names a key.
+func (k *keyFlags) given() bool {
+	return k.file != "" || k.fd >= 0 || k.keyFile != "" || k.prompt
 }
 
 // credential reads the key, or returns nil if no flag names one. confirm asks
@@ -73,15 +79,33 @@ func makeCredential(s *secret.Secret, raw bool) (*keyslot.Credential, error) {
 	return keyslot.Passphrase(s.Bytes())
 }
 
+// harden is secret.Harden if opening the image has read a pre-shared key, which
+// stays in memory. Not earlier, as above.
+func (r *imageRef) harden() error {
+	if len(chain.KeyFiles(r.location)) == 0 {
+		return nil
+	}
+	return secret.Harden()
+}
+
 func (a *app) warnExposed(path string) {
 	if open, err := secret.Exposed(path); err == nil && open {
 		a.warnf("%s can be read by others than its owner; chmod 600 it", path)
 	}
 }
 
-// ask prompts for a passphrase. An interrupt gives the terminal back as it
-// was.
+// ask prompts for a passphrase.
 func ask(ctx context.Context, prompt string, confirm bool) (*keyslot.Credential, error) {
+	s, err := askSecret(ctx, prompt, confirm)
+	if err != nil {
+		return nil, err
+	}
+	return makeCredential(s, false)
+}
+
+// askSecret prompts for a secret. An interrupt gives the terminal back as it
+// was.
+func askSecret(ctx context.Context, prompt string, confirm bool) (*secret.Secret, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, withHint(&kinded{fmt.Errorf("no terminal to ask on: %w", err), errNoKey}, "give --passphrase-file, --passphrase-fd or --key-file")
@@ -105,10 +129,7 @@ func ask(ctx context.Context, prompt string, confirm bool) (*keyslot.Credential,
 		fmt.Fprintln(tty)
 		return nil, errors.Join(ctx.Err(), term.Restore(int(tty.Fd()), before))
 	case r := <-got:
-		if r.err != nil {
-			return nil, r.err
-		}
-		return makeCredential(r.s, false)
+		return r.s, r.err
 	}
 }
 

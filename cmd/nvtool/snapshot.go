@@ -48,6 +48,10 @@ type snapshotJob struct {
 }
 
 func (j *snapshotJob) run(ctx context.Context, readOnly bool, fn func(*snapshotJob) error) (err error) {
+	if err := j.ref.secrets.load(ctx, j.app, &j.ref); err != nil {
+		return err
+	}
+	defer j.ref.secrets.wipe()
 	if j.cred, err = j.key.credential(ctx, j.app, false); err != nil {
 		return err
 	}
@@ -71,7 +75,7 @@ func (j *snapshotJob) run(ctx context.Context, readOnly bool, fn func(*snapshotJ
 // store demands a store, and returns its generation and number of blobs. A
 // store that a revert cut through is let pass: reverting is the remedy.
 func (j *snapshotJob) store() (info *nvstore.Info, err error) {
-	err = peek(j.dev, j.cred, func(s *nvstore.Store) error {
+	err = peek(j.dev, &j.ref, j.cred, func(s *nvstore.Store) error {
 		j.warnStatus(s)
 		info, err = s.Info()
 		return err

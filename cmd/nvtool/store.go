@@ -8,14 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"nvstore.dev/blobdir"
 	"nvstore.dev/crypto/keyslot"
 	"nvstore.dev/image"
 	"nvstore.dev/image/chain"
+	"nvstore.dev/image/luks"
+	"nvstore.dev/image/nbd"
 	"nvstore.dev/image/pebbledev"
 	"nvstore.dev/image/qcow2"
 	"nvstore.dev/image/raw"
+	"nvstore.dev/machine"
 	"nvstore.dev/nvstore"
 )
 
@@ -26,15 +30,16 @@ const (
 	reading  access = iota // content, so the key
 	browsing               // names and facts: without a key, if none is given
 	writing
+	serving // writing, for long
 )
 
 // open opens the store, with the key that the flags name.
 func (a *app) open(ctx context.Context, ref *imageRef, key *keyFlags, acc access) (*nvstore.Store, error) {
-	cred, err := key.credential(ctx, a, false)
+	cred, done, err := a.keys(ctx, ref, key, false)
 	if err != nil {
 		return nil, err
 	}
-	defer wipe(cred)
+	defer done()
 	s, err := a.openWith(ref, cred, acc, false)
 	if cred != nil || !errors.Is(err, nvstore.ErrKey) {
 		return s, a.explain(ref, err)
@@ -58,6 +63,30 @@ func (a *app) open(ctx context.Context, ref *imageRef, key *keyFlags, acc access
 	return s, a.explain(ref, err)
 }
 
+// keys reads the secrets of an image's layers and the store's key, which is asked
+// for twice if confirm. The secrets come first: see makeCredential. done wipes
+// both; it is nil if there is an error.
+func (a *app) keys(ctx context.Context, ref *imageRef, key *keyFlags, confirm bool) (cred *keyslot.Credential, done func(), err error) {
+	if err := ref.secrets.load(ctx, a, ref); err != nil {
+		return nil, nil, err
+	}
+	if cred, err = key.credential(ctx, a, confirm); err != nil {
+		ref.secrets.wipe()
+		return nil, nil, err
+	}
+	return cred, func() { wipe(cred); ref.secrets.wipe() }, nil
+}
+
+// newKey is keys for a new store, whose names may be sealed.
+func (a *app) newKey(ctx context.Context, ref *imageRef, key *keyFlags, sealNames bool) (cred *keyslot.Credential, done func(), err error) {
+	cred, done, err = a.keys(ctx, ref, key, true)
+	if err == nil && sealNames && cred == nil {
+		done()
+		return nil, nil, usagef("--seal-names needs a key")
+	}
+	return cred, done, err
+}
+
 func wipe(c *keyslot.Credential) {
 	if c != nil {
 		c.Wipe()
@@ -65,15 +94,22 @@ func wipe(c *keyslot.Credential) {
 }
 
 func (a *app) openWith(ref *imageRef, cred *keyslot.Credential, acc access, keyless bool) (*nvstore.Store, error) {
-	if acc == writing && ref.previous {
+	writes, idle := acc == writing || acc == serving, time.Duration(-1)
+	if writes && ref.previous {
 		return nil, usagef("--previous is for reading")
 	}
-	s, err := nvstore.Open(ref.location, &nvstore.Options{Format: ref.format, ReadOnly: acc != writing,
-		Key: cred, Keyless: keyless, Previous: ref.previous, Idle: -1})
+	if acc == serving {
+		idle = 0 // settle now and then
+	}
+	s, err := nvstore.Open(ref.location, &nvstore.Options{Format: ref.format, ReadOnly: !writes,
+		Place: ref.place(), AllowExternal: ref.allow, Snapshot: ref.snapshot, Key: cred, Keyless: keyless, Previous: ref.previous, Idle: idle, Secret: ref.secrets.get})
 	if err != nil {
 		return nil, err
 	}
-	if acc == writing {
+	if err := errors.Join(ref.secrets.unused(), ref.harden()); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	if writes {
 		if err := refuseShort(s); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
@@ -111,6 +147,14 @@ func (a *app) explain(ref *imageRef, err error) error {
 	if err == nil {
 		return nil
 	}
+	switch {
+	case errors.Is(err, chain.ErrExternal):
+		err = allowHint(err)
+	case errors.Is(err, nvstore.ErrAdopting):
+		err = withHint(err, "nvtool vm adopt finishes it")
+	case errors.Is(err, nvstore.ErrAmbiguous):
+		err = withHint(err, "a guest can write the one, and who fills a blob the other: if it is a machine's disk say --tail, and else --tail=no")
+	}
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fmt.Errorf("the image ends before what a store has at its start: %w", err)
 	}
@@ -123,10 +167,21 @@ func (a *app) explain(ref *imageRef, err error) error {
 // closing closes a store at a verb's end, and doesn't lose the error.
 func closing(s *nvstore.Store, err *error) { *err = errors.Join(*err, s.Close()) }
 
-// device opens the image below a store, as the store's verbs don't need.
+// device opens the image below a store, as the store's verbs don't need. The
+// secrets must have been loaded.
 func (a *app) device(ref *imageRef, readOnly bool) (image.Device, error) {
-	dev, err := chain.Open(ref.location, &chain.Options{Format: ref.format, ReadOnly: readOnly})
-	return dev, a.explain(ref, err)
+	dev, err := chain.Open(ref.location, &chain.Options{Format: ref.format, ReadOnly: readOnly,
+		AllowExternal: ref.allow, Snapshot: ref.snapshot, Secret: ref.secrets.get})
+	if err == nil && ref.snapshot != "" && !isQCOW2(dev) {
+		err = errors.Join(fmt.Errorf("a snapshot of a %s image: %w", formatOf(dev), image.ErrUnsupported), dev.Close())
+	}
+	if err != nil {
+		return nil, a.explain(ref, err)
+	}
+	if err := errors.Join(ref.secrets.unused(), ref.harden()); err != nil {
+		return nil, errors.Join(a.explain(ref, err), dev.Close())
+	}
+	return dev, nil
 }
 
 // A lent device is closed by its owner, not by the store on it.
@@ -137,8 +192,12 @@ func (lent) Close() error           { return nil }
 
 // peek opens the store on a device that stays the caller's, for reading, and
 // without a key if need be.
-func peek(dev image.Device, cred *keyslot.Credential, fn func(*nvstore.Store) error) error {
-	s, err := nvstore.OpenDevice(lent{dev}, &nvstore.Options{ReadOnly: true, Key: cred, Keyless: cred == nil, Idle: -1})
+func peek(dev image.Device, ref *imageRef, cred *keyslot.Credential, fn func(*nvstore.Store) error) error {
+	on, err := nvstore.Locate(lent{dev}, ref.place())
+	if err != nil {
+		return err
+	}
+	s, err := nvstore.OpenDevice(on, &nvstore.Options{ReadOnly: true, Key: cred, Keyless: cred == nil, Idle: -1})
 	if err != nil {
 		return err
 	}
@@ -147,14 +206,23 @@ func peek(dev image.Device, cred *keyslot.Credential, fn func(*nvstore.Store) er
 
 // formatOf names what a store's device is.
 func formatOf(dev image.Device) string {
+	if d, ok := machine.Of(dev); ok {
+		dev = d.Device()
+	}
 	if _, ok := image.As[*qcow2.Image](dev); ok {
 		return "qcow2"
 	}
 	if _, ok := image.As[*raw.Device](dev); ok {
 		return "raw"
 	}
+	if _, ok := image.As[*luks.Device](dev); ok {
+		return "luks"
+	}
 	if _, ok := image.As[*pebbledev.Device](dev); ok {
 		return "pebble"
+	}
+	if _, ok := image.As[*nbd.Device](dev); ok {
+		return "nbd"
 	}
 	return "window"
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // vpdLimit bounds a file of VPD: the largest spec of the largest format.
-const vpdLimit = 48 << 20
+const vpdLimit = 64 << 20
 
 // vpdType is what nvtool calls the content of a blob that it packed.
 func vpdType(f vpd.Format) string { return "vpd/" + f.Name() }
@@ -39,31 +39,44 @@ type vpdJob struct {
 func (a *app) vpdVerb(name, short, output, long string, fn func(*vpdJob) error) *cobra.Command {
 	j := &vpdJob{app: a}
 	c := a.verb(name+" FILE|IMAGE NAME [--format F]", short, func(ctx context.Context, args []string) error {
-		j.ctx = ctx
-		if len(args) == 1 && j.ref.opts == "" {
-			j.file = args[0]
-			return fn(j)
-		}
-		args, err := j.ref.take(args, 1, 1, "one NAME; or else give one FILE alone")
-		if err != nil {
+		if err := j.target(ctx, args); err != nil {
 			return err
 		}
-		names, err := canonical(args)
-		if err != nil {
-			return err
-		}
-		j.name = names[0]
 		return fn(j)
 	})
 	c.Long = long
-	j.ref.register(c, "image-format")
-	j.key.flags(c, "the ")
+	j.flags(c)
 	if output != "" {
 		c.Flags().StringVarP(&j.output, "output", "o", "", "write to `FILE` (default: "+output+")")
 	}
+	return c
+}
+
+// flags adds what all verbs on a FILE or a blob take.
+func (j *vpdJob) flags(c *cobra.Command) {
+	j.ref.register(c, "image-format")
+	j.key.flags(c, "the ")
 	c.Flags().StringVar(&j.format, "format", "", "the VPD's `FORMAT`: "+formatNames()+" (default: recognised)")
 	c.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(strings.Split(formatNames(), ", "), cobra.ShellCompDirectiveNoFileComp))
-	return c
+}
+
+// target reads FILE, or IMAGE NAME.
+func (j *vpdJob) target(ctx context.Context, args []string) error {
+	j.ctx = ctx
+	if len(args) == 1 && j.ref.opts == "" {
+		j.file = args[0]
+		return nil
+	}
+	args, err := j.ref.take(args, 1, 1, "one NAME; or else give one FILE alone")
+	if err != nil {
+		return err
+	}
+	names, err := canonical(args)
+	if err != nil {
+		return err
+	}
+	j.name = names[0]
+	return nil
 }
 
 func formatNames() string {
@@ -152,6 +165,28 @@ func (j *vpdJob) load() ([]byte, vpd.Format, error) {
 	}
 	f, err := j.choose(p)
 	return p, f, err
+}
+
+// wrongSums is an error if a checksum in an image is wrong. Verbs that read an
+// image show what there is all the same, and end with it, so that no script
+// takes damage for data.
+func wrongSums(what string, f vpd.Format, p []byte) error {
+	var first *vpd.Problem
+	n := int64(0)
+	for _, q := range f.Verify(p) {
+		if q.Fixable {
+			if n++; first == nil {
+				first = &q
+			}
+		}
+	}
+	switch n {
+	case 0:
+		return nil
+	case 1:
+		return withHint(&kinded{fmt.Errorf("%s: %s", what, first), errVPD}, "nvtool vpd fix corrects it, if the rest is as it should be")
+	}
+	return withHint(&kinded{fmt.Errorf("%s: %d checksums are wrong, the first: %s", what, n, first), errVPD}, "nvtool vpd verify lists them; nvtool vpd fix corrects them")
 }
 
 func (a *app) warnAll(list []vpd.Warning) {

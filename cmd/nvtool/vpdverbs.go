@@ -14,7 +14,7 @@ import (
 
 func (a *app) vpdUnpackCmd() *cobra.Command {
 	return a.vpdVerb("unpack", "Make a spec of an image", "standard output",
-		"Make a spec of an image. Packing that spec gives the image again, byte by byte.",
+		"Make a spec of an image. Packing that spec gives the image again, byte by byte. Exit\ncode 27 if a checksum is wrong, which the spec spells out.",
 		func(j *vpdJob) error {
 			p, f, err := j.load()
 			if err != nil {
@@ -25,61 +25,42 @@ func (a *app) vpdUnpackCmd() *cobra.Command {
 				return fmt.Errorf("%s: %w", j.what(), err)
 			}
 			j.warnAll(warnings)
-			return j.writeOutput(j.output, func(w io.Writer) error {
+			if err := j.writeOutput(j.output, func(w io.Writer) error {
 				_, err := w.Write(spec)
 				return err
-			})
-		})
-}
-
-func (a *app) vpdInspectCmd() *cobra.Command {
-	return a.vpdVerb("inspect", "Show an image field by field", "",
-		"Show an image's fields: where each lies, its value, its bytes, and which checksum covers it.",
-		func(j *vpdJob) error {
-			p, f, err := j.load()
-			if err != nil {
+			}); err != nil {
 				return err
 			}
-			fields, err := f.Fields(p)
-			if err != nil {
-				return fmt.Errorf("%s: %w", j.what(), err)
-			}
-			if j.json {
-				if fields == nil {
-					fields = []vpd.Field{}
-				}
-				return j.printJSON(struct {
-					Format string      `json:"format"`
-					Size   int         `json:"size"`
-					Fields []vpd.Field `json:"fields"`
-				}{f.Name(), len(p), fields})
-			}
-			j.sayf("%s: %d bytes of %s", j.what(), len(p), f.Name())
-			return j.printTable([]string{"offset", "length", "field", "value", "bytes", "covered by"}, j.fieldRows(p, fields))
+			return wrongSums(j.what(), f, p)
 		})
 }
 
 // fieldRows shows fields, with the first bytes of each.
-func (j *vpdJob) fieldRows(p []byte, fields []vpd.Field) [][]string {
+func (j *vpdJob) fieldRows(m *hexMap) [][]string {
 	colour := func(c text.Color, s string) string {
 		if j.colours() && s != "" {
 			return c.Sprint(s)
 		}
 		return s
 	}
-	rows := make([][]string, 0, len(fields))
-	for _, f := range fields {
-		shown := ""
-		if f.Off >= 0 && f.Off <= int64(len(p)) {
-			raw := p[f.Off:min(f.Off+max(f.Len, 0), int64(len(p)))]
-			shown = hex.EncodeToString(raw[:min(len(raw), 12)])
-			if len(raw) > 12 {
-				shown += "…"
-			}
+	rows := make([][]string, 0, len(m.parts))
+	for i := range m.parts {
+		p := &m.parts[i]
+		if p.area < 0 {
+			continue
 		}
-		rows = append(rows, []string{colour(text.FgHiBlack, fmt.Sprintf("%#06x", f.Off)), fmt.Sprint(f.Len),
-			colour(text.FgCyan, printable(f.Name)), colour(text.FgGreen, printable(f.Value)),
-			colour(text.FgHiBlack, shown), printable(f.CoveredBy)})
+		raw := m.bytes(p)
+		shown := hex.EncodeToString(raw[:min(len(raw), 12)])
+		if len(raw) > 12 {
+			shown += "…"
+		}
+		value := printable(p.Value)
+		if p.fill {
+			value = fmt.Sprintf("0x%02x, %d times", raw[0], len(raw))
+		}
+		rows = append(rows, []string{colour(text.FgHiBlack, fmt.Sprintf("%#06x", p.Off)), fmt.Sprint(p.Len),
+			m.sgr(j.colours(), &hexPart{area: p.area, check: p.check, bad: p.bad}, printable(p.Name)), value,
+			printable(p.CoveredBy), colour(text.FgHiBlack, shown)})
 	}
 	return rows
 }
