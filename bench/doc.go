@@ -22,6 +22,15 @@
 //     A crash is a store whose file is closed underneath it after a commit.
 //     SQLite attaches the file in a process that runs already.
 //   - Sealing against AES-256-GCM with a key that is set up already.
+//   - LUKS: AES-XTS by sector size, conversion beside qemu-img, and unlocking
+//     beside cryptsetup.
+//   - Images: nvtool img beside qemu-img, each in a process of its own, on
+//     $NVSTORE_BENCH_MIB (1024) of the machine's own files, the best of several
+//     runs; opening a qcow2 of 1 TiB; random requests on a qcow2, through
+//     qemu-nbd with fio as its client and on the Device.
+//   - TPMs: nvtpm beside swtpm, the same commands through a unix socket; what a
+//     command writes, counted by strace; start and memory. swtpm never syncs
+//     its folder: "fsync" is a client that does it after each command.
 //   - The most memory that a process ever had in RAM (VmHWM), for one kind of
 //     work each in a process of its own.
 //

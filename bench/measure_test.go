@@ -87,6 +87,12 @@ func (r *row) meanCPU() time.Duration { return r.cpu / time.Duration(len(r.wall)
 // row each.
 func measure(t *testing.T, dir string, subjects []subject, ops int) []*row {
 	t.Helper()
+	return measureTurns(t, dir, subjects, ops, burst)
+}
+
+// measureTurns is measure with a number of operations a turn.
+func measureTurns(t *testing.T, dir string, subjects []subject, ops, turn int) []*row {
+	t.Helper()
 	var rows []*row
 	var runners []runner
 	for i, s := range subjects {
@@ -99,9 +105,9 @@ func measure(t *testing.T, dir string, subjects []subject, ops int) []*row {
 		rows = append(rows, &row{name: s.name})
 	}
 	order := rand.New(rand.NewPCG(1, 1))
-	for n := 0; n < ops; n += burst {
+	for n := 0; n < ops; n += turn {
 		for _, k := range order.Perm(len(runners)) {
-			for i := n; i < min(n+burst, ops); i++ {
+			for i := n; i < min(n+turn, ops); i++ {
 				s, err := runners[k].run(i)
 				require.NoError(t, err, rows[k].name)
 				rows[k].wall = append(rows[k].wall, s.wall)

@@ -29,12 +29,20 @@ func jobs() []string {
 
 const (
 	jobNone   = "none"
+	jobRun    = "run"    // a command, see runCommand
 	bboltMark = "bbolt:" // begins a location
 	limit     = 64 << 20 // bytes, the goal
 )
 
 func child(work string) int {
 	job, location, _ := strings.Cut(work, " ")
+	if job == jobRun {
+		if err := runCommand(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
+	}
 	err := doJob(job, location)
 	if err == nil {
 		var hwm string

@@ -46,6 +46,12 @@ func TestTables(t *testing.T) {
 	t.Run("Put", putTables)
 	t.Run("Commit", commitTable)
 	t.Run("Open", openTables)
+	t.Run("EEPROM", eepromTable)
 	t.Run("Seal", sealTable)
+	t.Run("Image", imageTables)
+	t.Run("NBD", nbdTables)
+	t.Run("Live", liveTables)
+	t.Run("LUKS", luksTables)
+	t.Run("TPM", tpmTables)
 	t.Run("Memory", memoryTables)
 }
