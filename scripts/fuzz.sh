@@ -19,9 +19,9 @@ trap 'rm -f "$log"' EXIT
 # fuzz runs one target. Inputs that only reach new code are made smaller for a
 # moment, not for the minute that go test takes by default, which is all the time
 # there is. On a busy machine go test sometimes fails at the end with nothing but
-# a deadline; such a run is repeated once.
+# a deadline; such a run is repeated.
 fuzz() {
-	for _ in 1 2; do
+	for _ in 1 2 3 4; do
 		if go test "$1" -run '^$' -fuzz "^$2\$" -fuzztime "$fuzztime" -fuzzminimizetime 500x 2>&1 | tee "$log"; then
 			return 0
 		fi

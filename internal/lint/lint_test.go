@@ -131,12 +131,15 @@ var layers = []struct {
 	{"image", nil}, // each driver gets the contract below
 	{"crypto", []string{"crypto"}},
 	{"blobdir", []string{"image", "crypto"}},
-	{"nvstore", []string{"blobdir", "image", "crypto"}},
+	{"nvstore/fusefs", []string{"nvstore", "blobdir", "image"}},
+	{"nvstore", []string{"machine", "blobdir", "image", "crypto"}},
+	{"machine/live", []string{"machine", "nvstore", "blobdir", "image", "crypto"}},
+	{"machine", []string{"image"}},
 	{"vpd", nil},
 	{"eeprom", []string{"nvstore", "blobdir", "image"}},
 	{"tpmstate", []string{"nvstore", "blobdir", "image", "crypto"}},
 	{"depot", []string{"nvstore", "blobdir", "image", "crypto"}},
-	{"cmd", []string{"tpmstate", "vpd", "eeprom", "depot", "nvstore", "blobdir", "image", "crypto", "fixtures"}},
+	{"cmd", []string{"machine", "tpmstate", "vpd", "eeprom", "depot", "nvstore", "blobdir", "image", "crypto", "fixtures"}},
 	{"fixtures", nil},
 	{"bench", nil},
 	{"internal", nil},
@@ -152,7 +155,8 @@ func allowed(from, to string) error {
 		}
 		switch {
 		case under(to, from), under(to, l.imports...), under(from, "image") && to == "image",
-			under(from, "vpd") && under(to, "vpd"), under(from, "cmd") && under(to, "cmd"):
+			under(from, "vpd") && under(to, "vpd"), under(from, "tpmstate") && under(to, "tpmstate"),
+			under(from, "eeprom") && under(to, "eeprom"), under(from, "cmd") && under(to, "cmd"):
 		default:
 			return fmt.Errorf("%s must not import %s", from, to)
 		}
@@ -167,7 +171,7 @@ func drivers(from, to string) error {
 	if to == "image/imagetest" && from != to {
 		return fmt.Errorf("%s must not import %s outside of its tests", from, to)
 	}
-	if under(to, "image") && to != "image" && to != from && !under(from, "image/chain", "nvstore", "cmd") {
+	if under(to, "image") && to != "image" && to != "image/convert" && to != "image/adapt" && to != from && !under(from, "image/chain", "nvstore", "machine/live", "cmd") {
 		return fmt.Errorf("%s must not import the driver %s", from, to)
 	}
 	return nil
@@ -180,15 +184,18 @@ var owners = map[string][]string{
 	"github.com/spf13/cobra":        {"cmd"},
 	"github.com/jedib0t/go-pretty":  {"cmd"},
 	"github.com/vbauerster/mpb":     {"cmd"},
+	"github.com/hanwen/go-fuse":     {"nvstore/fusefs"},
 	"golang.org/x/term":             {"cmd", "crypto/secret"},
 	"go.etcd.io/bbolt":              {},
 	"pgregory.net/rapid":            {"image/imagetest", "vpd/internal/formtest"},
+	"github.com/santhosh-tekuri":    {"vpd/internal/formtest"},
 	"github.com/stretchr/testify":   {"image/imagetest", "vpd/internal/formtest"},
 	"testing":                       {"image/imagetest", "vpd/internal/formtest"},
 	"os/exec":                       {"cmd", "internal"},
 	"log":                           {"cmd"},
 	"C":                             {},
-	"unsafe":                        {"image", "crypto/xts"},
+	"unsafe":                        {"image", "crypto/xts", "cmd/nvtpm/internal/libtpms", "cmd/nvtpm/internal/sandbox"},
+	"github.com/ebitengine/purego":  {"cmd/nvtpm/internal/libtpms", "cmd/nvtpm/internal/sandbox"},
 }
 
 func TestImports(t *testing.T) {
