@@ -19,7 +19,6 @@ const anySealed = "sealed sealed-names"
 
 // Parts of the store that the faults are put into.
 func (f *forgery) leaf(i int) *extent { return f.dir.kids[i] }
-func (f *forgery) item(i int) *el     { return f.entries()[i] }
 
 // inline is an entry with two chunks, and mapped one with a chunk map.
 func (f *forgery) inline() *el {

@@ -140,8 +140,9 @@ func (lm *liveMachine) agreeBeyond(before string) {
 	var was, is uint64
 	_, err := fmt.Sscan(before, &was)
 	require.NoError(t, err)
-	_, err = fmt.Sscan(lm.do("agree"), &is)
-	require.NoError(t, err)
+	now := lm.do("agree")
+	_, err = fmt.Sscan(now, &is)
+	require.NoError(t, err, "%q", now)
 	require.GreaterOrEqual(t, is, was)
 }
 

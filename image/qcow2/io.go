@@ -73,17 +73,9 @@ func (im *Image) entryAt(t *table, i, guest uint64, write bool) (entry, error) {
 	return e, nil
 }
 
-// mapRun returns the mapping of the longest uniform run from off, at most n
-// bytes and within one L2 table. For writing, entries must have no defects.
-func (im *Image) mapRun(off int64, n uint64, write bool) (mapping, error) {
-	t, err := im.l2For(off)
-	if err != nil {
-		return mapping{}, err
-	}
-	return im.mapIn(t, off, n, write)
-}
-
-// mapIn is mapRun with the L2 table for off, or nil if there is none.
+// mapIn returns the mapping of the longest uniform run from off, at most n bytes
+// and within t, the L2 table for off, or nil if there is none. For writing,
+// entries must have no defects.
 func (im *Image) mapIn(t *table, off int64, n uint64, write bool) (mapping, error) {
 	g := &im.geo
 	_, i, in := g.split(off)
@@ -126,7 +118,7 @@ func (im *Image) mapIn(t *table, off int64, n uint64, write bool) (mapping, erro
 // takes one for good, as other requests throw the table out again.
 const maxFetches = 3
 
-// mapPinned is mapRun for those who hold no lock. What the mapping refers to
+// mapPinned is mapIn for those who hold no lock. What the mapping refers to
 // stays until the pin is let go.
 func (im *Image) mapPinned(off int64, n uint64) (m mapping, pin uint32, err error) {
 	for tries := 0; ; tries++ {

@@ -2,6 +2,7 @@ package live_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -97,6 +98,30 @@ func TestHumanMonitorLoads(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, list, 2)
 	})
+}
+
+// TestHumanMonitorLoadsAtOnce: the load comes while the watcher looks at the
+// store because of the save.
+func TestHumanMonitorLoadsAtOnce(t *testing.T) {
+	for i := range 4 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			v := newVM(t)
+			v.start()
+			a := v.attach(&live.Options{Timeout: 200 * time.Millisecond})
+			_, err := v.qemu.QMP("cont", nil)
+			require.NoError(t, err)
+			require.NoError(t, a.Store().Put("a", []byte("one"), nil))
+			for _, line := range []string{"savevm s", "loadvm s"} {
+				said, err := v.qemu.HMP(line)
+				require.NoError(t, err)
+				require.Empty(t, said)
+			}
+			if a.Store().Put("a", []byte("two"), nil) != nil {
+				require.NoError(t, a.Reopen(ctx))
+			}
+			require.NoError(t, a.Close())
+		})
+	}
 }
 
 // The machine's run state is what it was, whatever is done.

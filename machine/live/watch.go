@@ -43,8 +43,7 @@ func (a *Attachment) watch() {
 				}
 			}
 			if look {
-				a.revive()
-				a.refresh(loaded)
+				a.look(loaded)
 			}
 		}
 	})
@@ -83,6 +82,27 @@ func (a *Attachment) loads(id string) bool {
 		}
 	}
 	return false
+}
+
+// look has readers see what there is. The next load may come at any time, this
+// look's own requests may be those that QEMU forgets.
+func (a *Attachment) look(loaded bool) {
+	a.revive()
+	looked := make(chan struct{})
+	go func() {
+		a.refresh(loaded)
+		close(looked)
+	}()
+	tick := time.NewTicker(a.opts.Timeout)
+	defer tick.Stop()
+	for {
+		select {
+		case <-looked:
+			return
+		case <-tick.C:
+			a.revive()
+		}
+	}
 }
 
 // revive makes the export anew if it answers no more. So it is after the human
