@@ -120,7 +120,8 @@ func (a *Attachment) Reopen(ctx context.Context) error {
 func (a *Attachment) URI() string { return a.exported.URI() }
 
 // Close settles and closes the store, and takes away what was added to QEMU.
-// With a QEMU that has ended, that is nothing, and no error.
+// With a QEMU that has ended, that is nothing, and no error; in a store that was
+// reverted meanwhile there is nothing to settle.
 func (a *Attachment) Close() error {
 	a.mu.Lock()
 	if a.closed {
@@ -131,8 +132,8 @@ func (a *Attachment) Close() error {
 	a.mu.Unlock()
 	gone := a.gone()
 	err := a.Store().Close()
-	if gone || errors.Is(err, nbd.ErrDisconnected) {
-		err = nil // what was acknowledged is durable
+	if gone || errors.Is(err, nbd.ErrDisconnected) || errors.Is(err, nvstore.ErrReverted) {
+		err = nil // what was acknowledged is durable, or was taken back with the machine
 	}
 	err = errors.Join(err, a.exported.Close(), a.Machine.Close())
 	a.watching.Wait()

@@ -124,6 +124,25 @@ func TestHumanMonitorLoadsAtOnce(t *testing.T) {
 	}
 }
 
+// A store that was reverted is closed without a complaint, whether the watcher
+// has seen it yet or not.
+func TestCloseReverted(t *testing.T) {
+	v := newVM(t)
+	v.start()
+	m, err := live.Connect(ctx, v.qmp+".1", nil)
+	require.NoError(t, err)
+	defer m.Close()
+	for i := range 8 {
+		a := v.attach(nil)
+		require.NoError(t, a.Store().Put("a", []byte("x"), nil))
+		tag := fmt.Sprint("s", i)
+		require.NoError(t, m.Save(ctx, tag, nil))
+		require.NoError(t, a.Store().Put("a", []byte("y"), nil))
+		require.NoError(t, m.Load(ctx, tag, nil))
+		require.NoError(t, a.Close())
+	}
+}
+
 // The machine's run state is what it was, whatever is done.
 func TestRunState(t *testing.T) {
 	v := newVM(t)
