@@ -123,9 +123,7 @@ type job struct {
 // imageTables compares nvtool img with qemu-img.
 func imageTables(t *testing.T) {
 	dir := directory(t)
-	own := filepath.Join(dir, "nvtool")
-	out, err := exec.Command("go", "build", "-o", own, "../cmd/nvtool").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	own := built(t, dir, "nvtool")
 	mib := imageMiB(t)
 	raw := filepath.Join(dir, "disk.raw")
 	realFiles(t, raw, mib<<20)

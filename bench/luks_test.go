@@ -23,9 +23,7 @@ import (
 func luksTables(t *testing.T) {
 	xtsTable(t)
 	dir := directory(t)
-	own := filepath.Join(dir, "nvtool")
-	out, err := exec.Command("go", "build", "-o", own, "../cmd/nvtool").CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	own := built(t, dir, "nvtool")
 	pass := filepath.Join(dir, "pass")
 	require.NoError(t, os.WriteFile(pass, []byte("correct horse"), 0o600))
 	luksConvertTable(t, dir, own, pass)

@@ -24,17 +24,6 @@ import (
 
 const nbdSize = 64 << 20 // of the disk that is served
 
-// nvtoolBinary builds nvtool, as it is shipped.
-func nvtoolBinary(t *testing.T, dir string) string {
-	t.Helper()
-	path := filepath.Join(dir, "nvtool")
-	cmd := exec.Command("go", "build", "-o", path, "../cmd/nvtool")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	return path
-}
-
 // background runs a program until the test ends.
 func background(t *testing.T, ready func() bool, name string, args ...string) {
 	t.Helper()
@@ -55,7 +44,7 @@ func background(t *testing.T, ready func() bool, name string, args ...string) {
 // bytes, and returns their names in order and their URIs.
 func nbdServers(t *testing.T, dir string) (names []string, uris map[string]string) {
 	t.Helper()
-	nvtool := nvtoolBinary(t, dir)
+	nvtool := built(t, dir, "nvtool")
 	socks, err := os.MkdirTemp("", "nbd")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(socks) })

@@ -3,6 +3,7 @@ package bench
 import (
 	"flag"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -30,6 +31,17 @@ func directory(t *testing.T) string {
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
 	return dir
+}
+
+// built builds a program into a folder, as it is shipped, and returns its path.
+func built(t *testing.T, dir, program string) string {
+	t.Helper()
+	path := filepath.Join(dir, program)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "../cmd/"+program)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	return path
 }
 
 // scale chooses between measuring in earnest and a look whether it works.

@@ -357,11 +357,7 @@ var tpmJobs = []struct {
 // tpmTables compare nvtpm with swtpm.
 func tpmTables(t *testing.T) {
 	dir := directory(t)
-	nvtpm := absolute(dir, "nvtpm")
-	build := exec.Command("go", "build", "-o", nvtpm, "../cmd/nvtpm")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	out, err := build.CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	nvtpm := absolute(built(t, dir, "nvtpm"))
 	goals := &table{title: "TPM, goals (1 and below is met)", columns: []string{"goal", "has", "may", "ratio"}}
 	for n, job := range tpmJobs {
 		if job.full && !*tables {

@@ -58,7 +58,7 @@ var builtNvtpm = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", dir, "../nvtpm")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "../nvtpm")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("building nvtpm: %w: %s", err, out)

@@ -23,7 +23,7 @@ import (
 
 var nvtoolProgram = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(shared, "nvtool")
-	cmd := exec.Command("go", "build", "-o", path, "../nvtool")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "../nvtool")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
