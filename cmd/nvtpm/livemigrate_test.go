@@ -45,7 +45,7 @@ func (m *machine) migration() (status string) {
 
 func (m *machine) awaitMigration(status string) {
 	m.t.Helper()
-	require.Eventually(m.t, func() bool { return m.migration() == status }, time.Minute, 5*time.Millisecond,
+	require.Eventually(m.t, func() bool { return m.migration() == status }, 3*time.Minute, 5*time.Millisecond,
 		"migration: %s; QEMU: %s", m.qmp("query-migrate", nil), &m.out)
 }
 
@@ -173,7 +173,7 @@ func (lm *liveMachine) mirror(there *liveMachine) {
 	}
 	require.Eventually(lm.machine.t, func() bool {
 		return strings.Count(string(lm.qmp("query-jobs", nil)), `"ready"`) == 2
-	}, time.Minute, 5*time.Millisecond)
+	}, 3*time.Minute, 5*time.Millisecond)
 }
 
 // leave migrates to there, and returns what TPM and disk had before. Where images
@@ -183,16 +183,21 @@ func (lm *liveMachine) leave(there *liveMachine, shared bool) (before string) {
 	t := lm.machine.t
 	t.Helper()
 	uri := map[string]string{"uri": "unix:" + there.dir() + "/migrate"}
+	begun := time.Now()
+	step := func(what string) { t.Logf("%6.2f s: %s", time.Since(begun).Seconds(), what) }
 	there.qmp("migrate-incoming", uri)
 	if shared {
 		lm.pausing(false)
 		lm.qmp("migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 20})
 		lm.qmp("migrate", uri)
-		require.Eventually(t, func() bool { return lm.exports() == 0 }, time.Minute, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return lm.exports() == 0 }, 3*time.Minute, 5*time.Millisecond)
 		lm.awaitMigration("active")
+		step("active")
 		before = lm.do("agree") // commits go on, with an export for each
+		step("TPM and disk agree")
 		lm.do("stop")
-		require.Eventually(t, func() bool { return lm.exports() == 0 }, time.Minute, 5*time.Millisecond)
+		step("idle")
+		require.Eventually(t, func() bool { return lm.exports() == 0 }, 3*time.Minute, 5*time.Millisecond)
 		lm.qmp("migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 30})
 	} else {
 		before = lm.do("agree")
@@ -202,12 +207,14 @@ func (lm *liveMachine) leave(there *liveMachine, shared bool) (before string) {
 		for _, node := range []string{"guest", "nv"} {
 			lm.qmp("block-job-cancel", map[string]any{"device": node})
 		}
-		require.Eventually(t, func() bool { return string(lm.qmp("query-jobs", nil)) == "[]" }, time.Minute, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return string(lm.qmp("query-jobs", nil)) == "[]" }, 3*time.Minute, 5*time.Millisecond)
 		there.qmp("nbd-server-stop", nil)
-		require.Eventually(t, func() bool { return lm.exports() == 0 }, time.Minute, 5*time.Millisecond)
+		require.Eventually(t, func() bool { return lm.exports() == 0 }, 3*time.Minute, 5*time.Millisecond)
 		lm.qmp("migrate-continue", map[string]any{"state": "pre-switchover"})
 	}
+	step("nothing is exported")
 	lm.awaitMigration("completed")
 	there.awaitMigration("completed")
+	step("completed")
 	return before
 }
