@@ -37,9 +37,9 @@ RACE2 = ./blobdir ./image/luks ./image/pebbledev ./image/qcow2
 
 test: setup lint build ## all tests, once more in short with the race detector where there are goroutines, 50 kills
 	$(GO) test -timeout 20m ./...
+	scripts/torture.sh 50
 	$(GO) test -race -short -timeout 20m -skip '$(ONE)' $(RACE)
 	$(GO) test -race -short -timeout 20m -run '^Test(ReadsGoOn|Packed|Trim)|Conformance$$|Parallel|Concurrent' -skip 'Feature|TestConformance/(v1_cast5|2097152)' $(RACE2)
-	scripts/torture.sh 50
 
 bench: ## tables: each operation beside its peers, as ratios
 	$(GO) test ./bench -count=1 -timeout 2h -run '^TestTables$$' -v -tables
