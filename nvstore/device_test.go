@@ -63,15 +63,20 @@ func TestSharedCommit(t *testing.T) {
 		})
 	}()
 	<-busy
+	await := func(cond func() bool) {
+		t.Helper()
+		require.Eventually(t, cond, time.Minute, time.Millisecond)
+	}
 	var wg sync.WaitGroup
 	errs := make([]error, n)
+	// One leads and waits for the update; the others make up the next.
 	for i, b := range blobs {
 		wg.Go(func() { errs[i] = b.Sync() })
+		if i == 0 {
+			await(s.Leads)
+		}
 	}
-	// One leads and waits for the update; the others make up the next.
-	for s.Joined() < n-1 {
-		time.Sleep(time.Millisecond)
-	}
+	await(func() bool { return s.Joined() == n-1 })
 	close(release)
 	require.NoError(t, <-ended)
 	wg.Wait()
@@ -106,10 +111,11 @@ func TestSharedCommit(t *testing.T) {
 				errs[i] = errors.Join(errs[i], b.Sync())
 			}
 		})
+		if i == 0 {
+			await(s.Leads)
+		}
 	}
-	for s.Joined() < n-2 {
-		time.Sleep(time.Millisecond)
-	}
+	await(func() bool { return s.Joined() == n-2 })
 	close(release)
 	require.ErrorIs(t, <-ended, errStop)
 	wg.Wait()

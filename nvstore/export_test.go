@@ -9,3 +9,17 @@ func (s *Store) Joined() int {
 	}
 	return len(s.group.next.blobs)
 }
+
+// Leads tells whether a Blob's commit is under way, which none can join.
+func (s *Store) Leads() bool {
+	s.group.mu.Lock()
+	defer s.group.mu.Unlock()
+	if s.group.next != nil {
+		return false
+	}
+	if s.group.run.TryLock() {
+		s.group.run.Unlock()
+		return false
+	}
+	return true
+}

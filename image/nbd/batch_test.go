@@ -6,14 +6,17 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"nvstore.dev/image"
+	"nvstore.dev/image/imagetest"
 	"nvstore.dev/image/nbd"
 )
 
@@ -383,4 +386,22 @@ func TestUnsent(t *testing.T) {
 			require.NoError(t, d.Close())
 		}
 	}
+}
+
+// TestTurns: whoever waits finds somebody who reads, though requests of others
+// end just then, and no more come.
+func TestTurns(t *testing.T) {
+	s := serve(t, nil, &nbd.Export{Name: "x", Device: imagetest.NewMemory(1 << 20)})
+	d := open(t, s.uri("x"), nil)
+	for range imagetest.Scale(20_000) {
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				_, err := d.ReadAt(make([]byte, 512), 4096)
+				assert.NoError(t, err)
+			})
+		}
+		wg.Wait()
+	}
+	require.NoError(t, d.Close())
 }

@@ -210,7 +210,11 @@ func (c *conn) send(r request, patient bool) (*call, error) {
 	if c.claim() {
 		go c.read()
 	}
-	if !c.activate(cl) {
+	active := c.activate(cl)
+	if c.begin() { // who read has just rested
+		go c.read()
+	}
+	if !active {
 		c.free <- cl
 		return nil, errUnsent
 	}
@@ -299,7 +303,7 @@ func (c *conn) sendAll(calls []*call, rs []request) (sent int, mine bool, err er
 			for _, cl := range calls[i:] {
 				c.free <- cl
 			}
-			return i, mine, errUnsent
+			return i, mine || c.begin(), errUnsent
 		}
 		end := (i + 1) * requestLen
 		cl.header(c.hdr[end-requestLen : end])
@@ -311,6 +315,7 @@ func (c *conn) sendAll(calls []*call, rs []request) (sent int, mine bool, err er
 			iov = append(iov, rs[i].data)
 		}
 	}
+	mine = mine || c.begin() // who read has just rested
 	if !c.transmit(iov, rs[len(calls)-1].data) {
 		c.recall(calls...)
 		return 0, mine, errUnsent

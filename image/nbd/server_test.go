@@ -35,6 +35,13 @@ func (s *served) told() []error {
 	return append([]error(nil), s.reports...)
 }
 
+// first waits for what the server reports first.
+func (s *served) first(t *testing.T) error {
+	t.Helper()
+	require.Eventually(t, func() bool { return len(s.told()) > 0 }, time.Minute, time.Millisecond)
+	return s.told()[0]
+}
+
 // serve runs a server until the test ends.
 func serve(t *testing.T, o *nbd.ServerOptions, exports ...*nbd.Export) *served {
 	t.Helper()

@@ -1,5 +1,10 @@
 package nbd
 
+// Whoever waits for replies needs somebody who reads them, and that is one at a
+// time. Who is done with his own rests only while no call is active; so a call
+// that is active, and finds somebody who reads, is safe. Who begins before his
+// calls are active has to look once more when they are.
+
 // begin makes the caller the one who reads replies, if nobody does.
 func (c *conn) begin() bool {
 	c.mu.Lock()
