@@ -138,10 +138,15 @@ func (g *guest) text() (string, error) {
 	g.conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	s, err := g.in.ReadString('\n')
 	if err != nil {
-		console, _ := os.ReadFile(g.m.dir + "/console")
-		return "", fmt.Errorf("%w; QEMU: %s; console: %s", err, &g.m.out, console)
+		return "", fmt.Errorf("%w; QEMU: %s; console: %s", err, &g.m.out, g.console())
 	}
 	return strings.TrimSpace(s), nil
+}
+
+// console is what the kernel, and the guest, have said.
+func (g *guest) console() []byte {
+	p, _ := os.ReadFile(g.m.dir + "/console")
+	return p
 }
 
 // line waits for what came of a command.

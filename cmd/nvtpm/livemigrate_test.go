@@ -142,7 +142,7 @@ func (lm *liveMachine) agreeBeyond(before string) {
 	require.NoError(t, err)
 	now := lm.do("agree")
 	_, err = fmt.Sscan(now, &is)
-	require.NoError(t, err, "%q", now)
+	require.NoError(t, err, "%q; console: %s", now, lm.console())
 	require.GreaterOrEqual(t, is, was)
 }
 
