@@ -131,7 +131,11 @@ func (f osFile) conflict(at int64) error {
 // and F_OFD_GETLK have no process for this kind of lock, but each process's own
 // fdinfo lists them. It is for an error message: what it can't see it leaves.
 func (f osFile) holder(at int64) string {
-	info, err := f.Stat()
+	own := -1
+	if c, err := f.SyscallConn(); err == nil {
+		_ = c.Control(func(n uintptr) { own = int(n) })
+	}
+	ours, err := identify(fmt.Sprintf("/proc/self/fd/%d", own))
 	if err != nil {
 		return ""
 	}
@@ -140,21 +144,16 @@ func (f osFile) holder(at int64) string {
 	for _, dir := range dirs {
 		fds, _ := os.ReadDir(dir)
 		for _, fd := range fds {
-			link := filepath.Join(filepath.Dir(dir), "fd", fd.Name())
-			if other, err := os.Stat(link); err != nil || !os.SameFile(info, other) {
-				continue
-			}
 			text, err := os.ReadFile(filepath.Join(dir, fd.Name()))
 			if err != nil || !holds(string(text), at) {
 				continue
 			}
+			if other, err := identify(filepath.Join(filepath.Dir(dir), "fd", fd.Name())); err != nil || other != ours {
+				continue
+			}
 			if dir == self {
-				if c, err := f.SyscallConn(); err == nil {
-					own := false
-					_ = c.Control(func(n uintptr) { own = fd.Name() == strconv.Itoa(int(n)) })
-					if own {
-						continue // us, asking
-					}
+				if fd.Name() == strconv.Itoa(own) {
+					continue // us, asking
 				}
 				return "this process"
 			}
@@ -163,6 +162,22 @@ func (f osFile) holder(at int64) string {
 		}
 	}
 	return ""
+}
+
+// An identity is a file's device and inode.
+type identity struct {
+	major, minor uint32
+	inode        uint64
+}
+
+// identify asks no file system that may not answer: among the files that others
+// have open there may be some of a dead server.
+func identify(path string) (identity, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC, unix.STATX_INO, &st); err != nil {
+		return identity{}, err
+	}
+	return identity{st.Dev_major, st.Dev_minor, st.Ino}, nil
 }
 
 // holds tells whether an fdinfo file lists a lock that covers a byte:

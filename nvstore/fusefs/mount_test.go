@@ -1,10 +1,14 @@
 package fusefs_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -22,7 +26,16 @@ import (
 	"nvstore.dev/nvstore/fusefs"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(mapEnv); path != "" {
+		if err := mapIn(path); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A mounted store, on a device that outlives it.
 type mounted struct {
@@ -334,25 +347,59 @@ func TestUnmount(t *testing.T) {
 	require.NoError(t, m.store.Close())
 }
 
-// Memory-mapped files, shared between two who have one open.
+// Memory-mapped files, shared between two who have one open. They are mapped in
+// a process of its own: a page fault stops a thread without Go's knowing, and if
+// the collector waits for it, also those that would serve it.
 func TestMmap(t *testing.T) {
 	m := mount(t, nil, nil)
 	require.NoError(t, os.WriteFile(m.path("f"), make([]byte, 20_000), 0o600))
-	f, err := os.OpenFile(m.path("f"), os.O_RDWR, 0)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), mapEnv+"="+m.path("f"))
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	in, err := cmd.StdinPipe()
 	require.NoError(t, err)
-	p, err := unix.Mmap(int(f.Fd()), 0, 20_000, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	out, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	copy(p[12_345:], "mapped")
-	require.NoError(t, unix.Msync(p, unix.MS_SYNC))
+	require.NoError(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err, "%s", &said)
+	require.Equal(t, "synced\n", line)
 	got, err := m.store.Get("f")
 	require.NoError(t, err)
 	require.Equal(t, "mapped", string(got[12_345:12_351]), "msync is a commit")
-	_, err = f.WriteAt([]byte("written"), 100)
-	require.NoError(t, err)
-	require.Equal(t, "written", string(p[100:107]))
-	require.NoError(t, unix.Munmap(p))
-	require.NoError(t, f.Close())
+	require.NoError(t, in.Close())
+	require.NoError(t, cmd.Wait(), "%s", &said)
 	m.unmount(t)
+}
+
+// mapEnv names the file that a child is to map.
+const mapEnv = "NVSTORE_TEST_MAP"
+
+// mapIn writes to a file through memory, says so, waits until its input ends,
+// and reads from memory what it writes to the file.
+func mapIn(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	p, err := unix.Mmap(int(f.Fd()), 0, 20_000, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	copy(p[12_345:], "mapped")
+	if err := unix.Msync(p, unix.MS_SYNC); err != nil {
+		return err
+	}
+	fmt.Println("synced")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	if _, err := f.WriteAt([]byte("written"), 100); err != nil {
+		return err
+	}
+	if got := string(p[100:107]); got != "written" {
+		return fmt.Errorf("memory has %q", got)
+	}
+	return errors.Join(unix.Munmap(p), f.Close())
 }
 
 // Locks exclude each other between processes' descriptors.
